@@ -1,0 +1,112 @@
+"""The contract of a step: what a rule may look at, and what it gives back.
+
+A rule maps (observation, state) to (next iterate, next state) and is pure: no in-place writes, no `.item()`, no random
+draws. The same code therefore runs under autograd, under `torch.func.vmap` over tasks, with perturbed weights through
+`torch.func.functional_call`, and inside `l2o.LearnedOptimizer`.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Params = dict[str, Tensor]
+"""The optimizee's variables: name -> tensor."""
+
+State = Any
+"""A rule's memory: a NamedTuple of tensors."""
+
+
+class Observation(NamedTuple):
+    """What a step may look at."""
+
+    params: Params
+    """The current iterate θ_t."""
+    grads: Params | None
+    """Gradient of the inner loss at `params`, same names and shapes."""
+    loss: Tensor | None
+    """Inner loss at `params`, shape ()."""
+    step: Tensor
+    """Number of updates made before this one, int64, shape ()."""
+    problem: Any = None
+    """Structure for model-based rules (operator, prox, data)."""
+
+
+class UpdateRule(nn.Module, ABC):
+    """One step of an optimizer; its weights θ are its `nn.Module` parameters.
+
+    A subclass is final and implements `init_state` and `forward`. `config` is the frozen dataclass it was built from,
+    so that `type(rule)(rule.config)` makes a rule of the same shape.
+    """
+
+    config: Any
+
+    @abstractmethod
+    def init_state(self, params: Params) -> State:
+        """Return the state before the first step: a NamedTuple of tensors on the device of `params`."""
+
+    @abstractmethod
+    def forward(self, observation: Observation, state: State) -> tuple[Params, State]:
+        """Return the next iterate and the next state."""
+
+
+class CoordinatewiseRule(UpdateRule):
+    """A rule whose update of a coordinate depends on that coordinate's gradients alone.
+
+    The coordinates of all tensors (and of all tasks) are one flat axis of length n, the *last* axis of every state
+    tensor. A subclass implements `init_coordinates` and `update`; the mapping to named tensors is done here. Because
+    nothing mixes coordinates, `forward` also accepts tensors with extra leading task axes, without vmap.
+    """
+
+    @abstractmethod
+    def init_coordinates(self, like: Tensor) -> State:
+        """Return the state of n fresh coordinates.
+
+        Args:
+            like: shape (n,); only its length, dtype and device count.
+        """
+
+    @abstractmethod
+    def update(self, grads: Tensor, state: State, step: Tensor) -> tuple[Tensor, State]:
+        """Return the additive updates u_t of n coordinates, shape (n,), and their next state.
+
+        Args:
+            grads: gradients, shape (n,), at least float32.
+            state: as from `init_coordinates`.
+            step: number of earlier updates, int64, shape () or (n,).
+        """
+
+    def init_state(self, params: Params) -> State:
+        """See `UpdateRule.init_state`."""
+        return self.init_coordinates(flatten(params))
+
+    def forward(self, observation: Observation, state: State) -> tuple[Params, State]:
+        """Apply `update` to all coordinates: θ_{t+1} = θ_t + u_t.
+
+        Raises:
+            ValueError: if the observation has no gradients.
+        """
+        if observation.grads is None:
+            raise ValueError(f"{type(self).__name__} needs gradients, but observation.grads is None")
+        updates, state = self.update(flatten(observation.grads), state, observation.step)
+        return add_flat(observation.params, updates), state
+
+
+def flatten(tensors: Params) -> Tensor:
+    """Concatenate all tensors into one axis of coordinates, shape (n,), in the dict's order, at least float32."""
+    return torch.cat([accumulator(tensor).reshape(-1) for tensor in tensors.values()])
+
+
+def add_flat(params: Params, updates: Tensor) -> Params:
+    """Return params + updates, where updates has the layout of `flatten`; each tensor keeps its shape and dtype."""
+    pieces = updates.split([tensor.numel() for tensor in params.values()])
+    return {
+        name: (tensor + piece.reshape(tensor.shape)).to(tensor.dtype)
+        for (name, tensor), piece in zip(params.items(), pieces, strict=True)
+    }
+
+
+def accumulator(tensor: Tensor) -> Tensor:
+    """Return the tensor in at least float32, the precision in which rules compute and accumulate."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

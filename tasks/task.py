@@ -1,0 +1,48 @@
+"""The contract of what is optimised: a distribution of optimizees with data splits.
+
+Sampling is batched over tasks and draws from an explicit generator, outside any transform; `loss` is for one task and
+pure, so that the loop can vectorise it with `torch.func.vmap`.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Params = dict[str, Tensor]
+Data = dict[str, Tensor]
+"""Tensors by name: what defines a task, or a minibatch. May be empty."""
+
+Split = Literal["train", "inner_valid", "outer_valid", "test"]
+"""Where minibatches come from. Rules are trained on train (and inner_valid), chosen and tuned on outer_valid, and
+reported on test, which meta-training never touches."""
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+class TaskFamily(ABC):
+    """A distribution of optimizees; knows no optimizer.
+
+    Functions that need to be implemented: `sample_tasks`, `init_params`, `loss`, and `sample_batch` where the loss
+    uses sampled data. All tensors are made on `generator.device`.
+    """
+
+    vectorized: bool = True
+    """Whether `loss` works under vmap; if not, the loop goes over tasks one by one."""
+
+    def sample_tasks(self, n_tasks: int, generator: torch.Generator) -> Data:
+        """Return what defines each task, each tensor with a leading task axis; empty if all tasks share their data."""
+        return {}
+
+    @abstractmethod
+    def init_params(self, tasks: Data, n_tasks: int, generator: torch.Generator) -> Params:
+        """Return the start θ_0 of each task, each tensor with a leading task axis."""
+
+    def sample_batch(self, tasks: Data, n_tasks: int, split: Split, generator: torch.Generator) -> Data:
+        """Return one minibatch per task from a split, leading task axis; empty if the loss needs no sampled data."""
+        return {}
+
+    @abstractmethod
+    def loss(self, params: Params, task: Data, batch: Data) -> Tensor:
+        """Return the loss of one task on one minibatch, shape ()."""
