@@ -87,6 +87,8 @@ class CoordinatewiseLSTM(CoordinatewiseRule):
         self.biases = nn.ParameterList(uniform(4 * size) for _ in inputs)
         self.output_weight = nn.Parameter(0.1 * torch.randn(1, size, generator=generator) / size**0.5)
         self.output_bias = nn.Parameter(torch.zeros(1))
+        offset = torch.tensor([0.0, self.config.forget_bias, 0.0, 0.0]).repeat_interleave(size)
+        self.register_buffer("gate_offset", offset, persistent=False)
 
     def init_coordinates(self, like: Tensor) -> LSTMState:
         """h_0 = c_0 = 0, in the precision of the weights."""
@@ -99,7 +101,7 @@ class CoordinatewiseLSTM(CoordinatewiseRule):
         inputs = self.preprocess(grads.to(self.output_bias.dtype))
         hidden, cell = [], []
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            bias = bias + self._forget_offset(bias)
+            bias = bias + self.gate_offset
             inputs, memory = lstm_cell(inputs, state.hidden[layer], state.cell[layer], weight, bias)
             hidden.append(inputs)
             cell.append(memory)
@@ -115,12 +117,6 @@ class CoordinatewiseLSTM(CoordinatewiseRule):
         # Clamping before the logarithm equals max(log|g| / p, −1) and keeps second-order gradients finite at g = 0.
         magnitude = (grads.abs() + self.config.log_eps).clamp(min=floor).log() / p
         return torch.stack([magnitude, (grads / floor).clamp(-1, 1)])
-
-    def _forget_offset(self, bias: Tensor) -> Tensor:
-        size = self.config.hidden_size
-        offset = torch.zeros_like(bias)
-        offset = torch.cat([offset[:size], offset[size : 2 * size] + self.config.forget_bias, offset[2 * size :]])
-        return offset
 
 
 def lstm_cell(inputs: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
