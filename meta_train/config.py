@@ -1,0 +1,128 @@
+"""What a training run is: frozen dataclasses, the presets of the command line, and their JSON form."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from l2o.checkpoint import build_rule
+from l2o.rule import UpdateRule
+from l2o.rules import RULES, LSTMConfig
+from meta_train.estimators import Estimator, MetaLoss, Recorded, Truncated
+from tasks import MLP, TASKS, Quadratic
+from tasks.task import TaskFamily
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A meta-training run: which tasks, which rule, how the loop is differentiated, how long."""
+
+    task: TaskFamily
+    """Distribution of optimizees."""
+    rule: Any = field(default_factory=LSTMConfig)
+    """Config of the update rule."""
+    meta_loss: MetaLoss = field(default_factory=MetaLoss)
+    """What the meta-loss counts and on which data."""
+    estimator: Literal["auto", "recorded", "truncated"] = "auto"
+    """Meta-gradient estimator; auto takes recorded for first order, truncated (autograd) for second."""
+    order: Literal[1, 2] = 1
+    """1: inner gradients detached, as in the paper; 2: differentiate through them."""
+    horizon: int = 100
+    """Inner steps T of a trajectory."""
+    truncation: int = 20
+    """Inner steps K between two outer steps; the last window of a trajectory may be shorter."""
+    n_tasks: int = 8
+    """Trajectories unrolled side by side."""
+    outer_steps: int = 1000
+    """Updates of the rule's weights."""
+    outer_lr: float = 0.003
+    """Adam's step size for the rule's weights."""
+    final_outer_lr: float = 0.01
+    """Fraction of outer_lr reached at the end of a cosine decay; 1 keeps it constant."""
+    clip: float | None = 1.0
+    """Largest norm of the meta-gradient; None for no clipping."""
+    divergence: float = 1e4
+    """A trajectory whose loss exceeds this many times its first one counts as diverged."""
+    validate_every: int = 100
+    """Outer steps between validations on the fixed outer_valid problems."""
+    valid_tasks: int = 64
+    """Problems in the validation."""
+    checkpoint_every: int = 100
+    """Outer steps between checkpoints; an interruption loses at most these."""
+    seed: int = 0
+    """Seed of everything that is drawn."""
+
+    def __post_init__(self):
+        """Check the ranges.
+
+        Raises:
+            ValueError: if a count is below one, a size is not positive, or the options contradict each other.
+        """
+        counts = ("horizon", "truncation", "n_tasks", "outer_steps", "validate_every", "valid_tasks", "checkpoint_every")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("outer_lr", "clip", "divergence"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, got {value}")
+        if not 0 <= self.final_outer_lr <= 1:
+            raise ValueError(f"final_outer_lr is a fraction in [0, 1], got {self.final_outer_lr}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed must fit in 64 bits, got {self.seed}")
+        if self.truncation > self.horizon:
+            raise ValueError(f"truncation ({self.truncation}) must not exceed horizon ({self.horizon})")
+        if self.estimator == "recorded" and self.order == 2:
+            raise ValueError("recorded gradients are first-order; use --order 1 or --estimator truncated")
+
+    def build_estimator(self) -> Estimator:
+        """Return the meta-gradient estimator."""
+        recorded = self.estimator == "recorded" or (self.estimator == "auto" and self.order == 1)
+        return Recorded() if recorded else Truncated(self.order)
+
+    def build_rule(self, generator) -> UpdateRule:
+        """Return the rule with fresh weights."""
+        name = config_name(self.rule)
+        return RULES[name][0](self.rule, generator) if name == "lstm" else RULES[name][0](self.rule)
+
+
+PRESETS: dict[str, TrainConfig] = {
+    "quadratic": TrainConfig(
+        Quadratic(), LSTMConfig(p=None, scale=0.1), n_tasks=128, outer_steps=20_000, valid_tasks=2048, validate_every=500
+    ),
+    "mnist": TrainConfig(MLP("mnist"), LSTMConfig(p=5.0, scale=0.01, forget_bias=1.0), n_tasks=1, outer_steps=20_000),
+    "digits": TrainConfig(MLP("digits"), LSTMConfig(p=5.0, scale=0.01, forget_bias=1.0), n_tasks=4, outer_steps=2000),
+}
+"""Starting points of `l2o train`; every field can be overridden."""
+
+
+def config_name(rule_config: Any) -> str:
+    """Return the name in `RULES` of a rule's config."""
+    return next(name for name, (_, config_type) in RULES.items() if type(rule_config) is config_type)
+
+
+def to_json(config: TrainConfig) -> dict[str, Any]:
+    """Return the config as JSON-able dictionaries; `from_json` is its inverse."""
+    task_name = next(name for name, family in TASKS.items() if type(config.task) is family)
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return values | {
+        "task": {"name": task_name, **dataclasses.asdict(config.task)},
+        "rule": {"name": config_name(config.rule), **dataclasses.asdict(config.rule)},
+        "meta_loss": dataclasses.asdict(config.meta_loss),
+    }
+
+
+def from_json(values: dict[str, Any]) -> TrainConfig:
+    """Rebuild a config that `to_json` wrote.
+
+    Raises:
+        ValueError: if a name or an option is unknown or out of range.
+    """
+    try:
+        values = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
+        family = TASKS[values["task"].pop("name")]
+        task = family(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("task").items()})
+        rule = build_rule(values["rule"].pop("name"), values.pop("rule")).config
+        meta_loss = MetaLoss(**values.pop("meta_loss"))
+        return TrainConfig(task=task, rule=rule, meta_loss=meta_loss, **values)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a training configuration of this version of l2o: {error!r}") from error

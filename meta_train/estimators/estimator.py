@@ -1,0 +1,81 @@
+"""The contract of a meta-gradient estimator.
+
+Over one window of K inner steps that starts at trajectories standing at θ_s, the meta-loss is
+
+    L = mean over tasks of Σ_{k=1..K} w_k f(θ_{s+k}),
+
+measured on minibatches of `MetaLoss.split`. If that is the split on which the inner steps train, f(θ_{s+k}) is the
+inner loss itself, on the minibatch of the next inner step; else it is measured on minibatches of its own.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from l2o.rule import UpdateRule
+from meta_train.unroll import Trajectories
+from tasks.task import Split, TaskFamily
+
+
+@dataclass(frozen=True)
+class MetaLoss:
+    """Which losses of a trajectory count, and on which data."""
+
+    weighting: Literal["mean", "linear", "final"] = "mean"
+    """Weight of the loss after inner step t of horizon T: 1/K, 2t/(TK), or only t = T."""
+    inner_split: Split = "train"
+    """Split of the minibatches that the rule sees."""
+    split: Split = "train"
+    """Split on which the meta-loss is measured."""
+
+    def __post_init__(self):
+        """Keep test data out of meta-training.
+
+        Raises:
+            ValueError: if a split is test.
+        """
+        if "test" in (self.inner_split, self.split):
+            raise ValueError("test data is never used in meta-training: choose train, inner_valid or outer_valid")
+
+    def weights(self, start: int, length: int, horizon: int) -> Tensor:
+        """Return w_1 … w_K for the window that starts after `start` updates, shape (length,)."""
+        steps = torch.arange(start + 1, start + length + 1, dtype=torch.get_default_dtype())
+        if self.weighting == "final":
+            return (steps == horizon).to(steps.dtype)
+        if self.weighting == "linear":
+            return 2 * steps / (horizon * length)
+        return torch.full_like(steps, 1 / length)
+
+
+class MetaGradient(NamedTuple):
+    """What an estimator returns for one window."""
+
+    grads: dict[str, Tensor]
+    """dL/dθ by the name of the rule's parameter."""
+    losses: Tensor
+    """Inner losses at θ_s … θ_{s+K−1}, shape (K, n_tasks)."""
+    trajectories: Trajectories
+    """Where the problems stand after the window, detached."""
+
+
+class Estimator(ABC):
+    """One way to differentiate a window of the loop; a subclass implements `estimate`."""
+
+    @abstractmethod
+    def estimate(
+        self,
+        rule: UpdateRule,
+        family: TaskFamily,
+        trajectories: Trajectories,
+        meta_loss: MetaLoss,
+        weights: Tensor,
+        generator: torch.Generator,
+    ) -> MetaGradient:
+        """Unroll len(weights) steps and return the gradient of the weighted meta-loss.
+
+        Args:
+            weights: w_1 … w_K, shape (K,).
+        """

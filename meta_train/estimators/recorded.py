@@ -1,0 +1,112 @@
+"""Recorded gradients: the exact first-order gradient of a coordinate-wise rule, without the optimizee's graph.
+
+With the inner gradient detached, θ_{s+k} = θ_s + Σ_{t<k} u_t, so the meta-loss L = Σ_k w_k f(θ_{s+k}) has the cotangent
+
+    c_t = ∂L/∂u_t = Σ_{k>t} w_k ∇f(θ_{s+k}),
+
+which does not depend on how u_t was made. Roll once without a graph, store g_t and c_t (one float each per coordinate
+and step), then backpropagate Σ_t ⟨c_t, u_t⟩ through the rule alone, a chunk of coordinates at a time. Equal to
+`Truncated(order=1)` up to rounding; memory does not depend on the optimizee's graph.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from l2o.rule import CoordinatewiseRule, State, UpdateRule, flatten
+from meta_train.estimators.estimator import Estimator, MetaGradient, MetaLoss
+from meta_train.unroll import Trajectories, apply_rule, value_and_grad
+from tasks.task import TaskFamily
+
+
+@dataclass(frozen=True)
+class Recorded(Estimator):
+    """Roll, record, replay.
+
+    Args:
+        chunk: coordinates replayed at a time; small enough for the replay's graph to stay in the cache.
+    """
+
+    chunk: int = 2048
+
+    def estimate(
+        self,
+        rule: UpdateRule,
+        family: TaskFamily,
+        trajectories: Trajectories,
+        meta_loss: MetaLoss,
+        weights: Tensor,
+        generator: torch.Generator,
+    ) -> MetaGradient:
+        """See `Estimator.estimate`.
+
+        Raises:
+            TypeError: if the rule is not coordinate-wise.
+        """
+        if not isinstance(rule, CoordinatewiseRule):
+            raise TypeError(f"recorded gradients need a CoordinatewiseRule, got {type(rule).__name__}; use truncated")
+        first_state, first_step = trajectories.state, trajectories.step
+        grads, meta_grads, curve, trajectories = roll(rule, family, trajectories, meta_loss, len(weights), generator)
+        weighted = meta_grads * (weights / trajectories.n_tasks).to(meta_grads)[:, None]
+        cotangents = weighted.flip(0).cumsum(0).flip(0)
+        theta_grads = self.replay(rule, grads, cotangents, first_state, first_step)
+        return MetaGradient(theta_grads, curve, trajectories)
+
+    def replay(
+        self, rule: CoordinatewiseRule, grads: Tensor, cotangents: Tensor, state: State, step: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the gradient of Σ_t ⟨c_t, u_t⟩ with respect to the rule's parameters.
+
+        Args:
+            grads, cotangents: shape (K, n).
+            state, step: at the start of the window.
+        """
+        names = dict(rule.named_parameters())
+        totals = [torch.zeros_like(parameter) for parameter in names.values()]
+        for first in range(0, grads.shape[1], self.chunk):
+            part = slice(first, first + self.chunk)
+            chunk_state = type(state)(*(tensor[..., part] for tensor in state))
+            for total, piece in zip(totals, _vjp(rule, grads[:, part], cotangents[:, part], chunk_state, step), strict=True):
+                total += piece
+        return dict(zip(names, totals, strict=True))
+
+
+@torch.no_grad()
+def roll(
+    rule: UpdateRule,
+    family: TaskFamily,
+    trajectories: Trajectories,
+    meta_loss: MetaLoss,
+    length: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor, Trajectories]:
+    """Unroll without a graph and keep the gradients.
+
+    Returns: inner gradients g_s … g_{s+K−1} and meta-loss gradients ∇f(θ_{s+1}) … ∇f(θ_{s+K}), each (K, n) in the layout
+    of `flatten`; losses (K, n_tasks); the trajectories after the window.
+    """
+    own_batches = meta_loss.split != meta_loss.inner_split
+    inner, meta, curve = [], [], []
+    for k in range(length):
+        losses, grads = value_and_grad(family, trajectories, meta_loss.inner_split, generator)
+        curve.append(losses)
+        inner.append(flatten(grads))
+        trajectories = apply_rule(rule, trajectories, losses, grads)
+        if own_batches or k == length - 1:
+            _, grads = value_and_grad(family, trajectories, meta_loss.split, generator)
+            meta.append(flatten(grads))
+    if not own_batches:
+        meta = inner[1:] + meta
+    return torch.stack(inner), torch.stack(meta), torch.stack(curve), trajectories
+
+
+def _vjp(
+    rule: CoordinatewiseRule, grads: Tensor, cotangents: Tensor, state: State, step: Tensor
+) -> tuple[Tensor, ...]:
+    with torch.enable_grad():
+        total = torch.zeros(())
+        for t in range(len(grads)):
+            updates, state = rule.update(grads[t], state, step + t)
+            total = total + (cotangents[t].to(updates.dtype) * updates).sum()
+        return torch.autograd.grad(total, list(rule.parameters()), materialize_grads=True)

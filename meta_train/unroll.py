@@ -1,0 +1,104 @@
+"""The loop over inner steps, vectorised over tasks.
+
+One inner step: draw a minibatch per task, evaluate loss and gradient at θ_t, apply the rule. Everything that unrolls
+(estimators, validation, benchmarks) is built from `value_and_grad` and `apply_rule`.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from l2o.rule import CoordinatewiseRule, Observation, Params, State, UpdateRule
+from tasks.task import Data, Split, TaskFamily
+
+
+class Trajectories(NamedTuple):
+    """Where a batch of inner problems stands; every tensor of tasks and params has a leading task axis."""
+
+    tasks: Data
+    params: Params
+    state: State
+    step: Tensor
+    """Updates made so far, int64, shape ()."""
+
+    @property
+    def n_tasks(self) -> int:
+        """Number of inner problems."""
+        return next(iter(self.params.values())).shape[0]
+
+
+def start(rule: UpdateRule, family: TaskFamily, n_tasks: int, generator: torch.Generator) -> Trajectories:
+    """Sample n_tasks fresh inner problems and the rule's state for each."""
+    tasks = family.sample_tasks(n_tasks, generator)
+    params = family.init_params(tasks, n_tasks, generator)
+    state = rule.init_state(params) if _flat(rule) else torch.func.vmap(rule.init_state)(params)
+    return Trajectories(tasks, params, state, torch.zeros((), dtype=torch.int64, device=generator.device))
+
+
+def task_losses(family: TaskFamily, params: Params, tasks: Data, batch: Data) -> Tensor:
+    """Return the loss of every task, shape (n_tasks,), connected to params."""
+    if family.vectorized:
+        return torch.func.vmap(family.loss)(params, tasks, batch)
+    n_tasks = next(iter(params.values())).shape[0]
+
+    def pick(tensors, i):
+        return {name: tensor[i] for name, tensor in tensors.items()}
+
+    return torch.stack([family.loss(pick(params, i), pick(tasks, i), pick(batch, i)) for i in range(n_tasks)])
+
+
+def value_and_grad(
+    family: TaskFamily, trajectories: Trajectories, split: Split, generator: torch.Generator, order: int = 0
+) -> tuple[Tensor, Params]:
+    """Evaluate every task on a fresh minibatch of a split.
+
+    Args:
+        order: 0 cuts the graph; 1 keeps the losses connected to the params and the gradients detached; 2 keeps both.
+    Returns: losses, shape (n_tasks,), and gradients, like params.
+    """
+    batch = family.sample_batch(trajectories.tasks, trajectories.n_tasks, split, generator)
+    with torch.enable_grad():
+        params = {name: p if order and p.requires_grad else p.detach().requires_grad_() for name, p in trajectories.params.items()}
+        losses = task_losses(family, params, trajectories.tasks, batch)
+        pieces = torch.autograd.grad(
+            losses.sum(), list(params.values()), create_graph=order == 2, retain_graph=order > 0, materialize_grads=True
+        )
+    grads = dict(zip(params, pieces, strict=True))
+    return losses if order else losses.detach(), grads
+
+
+def apply_rule(rule: UpdateRule, trajectories: Trajectories, losses: Tensor, grads: Params) -> Trajectories:
+    """Make one update of every task."""
+    tasks, params, state, step = trajectories
+    if _flat(rule):
+        params, state = rule(Observation(params, grads, None, step), state)
+    else:
+
+        def one_task(params, grads, loss, state):
+            return rule(Observation(params, grads, loss, step), state)
+
+        params, state = torch.func.vmap(one_task)(params, grads, losses, state)
+    return Trajectories(tasks, params, state, step + 1)
+
+
+@torch.no_grad()
+def evaluate(
+    rule: UpdateRule, family: TaskFamily, n_tasks: int, horizon: int, split: Split, generator: torch.Generator
+) -> Tensor:
+    """Run fresh problems and return the inner losses at θ_0 … θ_{T−1} on their own minibatches.
+
+    Returns: shape (horizon, n_tasks); a diverged run shows as inf or nan.
+    """
+    trajectories = start(rule, family, n_tasks, generator)
+    curve = []
+    for _ in range(horizon):
+        losses, grads = value_and_grad(family, trajectories, split, generator)
+        trajectories = apply_rule(rule, trajectories, losses, grads)
+        curve.append(losses)
+    return torch.stack(curve)
+
+
+def _flat(rule: UpdateRule) -> bool:
+    """Coordinate-wise rules take task axes directly: no vmap, one axis of coordinates over all tasks."""
+    return isinstance(rule, CoordinatewiseRule)

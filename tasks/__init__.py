@@ -1,0 +1,32 @@
+"""What is optimised: distributions of optimizees with data splits.
+
+`TaskFamily` is the contract; each family is one file. A new family joins by adding one line to `TASKS`, which the
+command line and the conformance tests read.
+"""
+
+from tasks.data import DataError, Samples, load_dataset
+from tasks.mlp import MLP
+from tasks.module import ModuleTask
+from tasks.quadratic import Quadratic
+from tasks.task import SPLITS, Data, Params, Split, TaskFamily
+
+TASKS: dict[str, type[TaskFamily]] = {
+    "quadratic": Quadratic,
+    "mlp": MLP,
+}
+"""Families that a frozen configuration describes, by name; a new one joins by adding one line."""
+
+__all__ = [
+    "MLP",
+    "SPLITS",
+    "TASKS",
+    "Data",
+    "DataError",
+    "ModuleTask",
+    "Params",
+    "Quadratic",
+    "Samples",
+    "Split",
+    "TaskFamily",
+    "load_dataset",
+]
