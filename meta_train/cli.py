@@ -1,27 +1,166 @@
-"""The command line: `l2o train | benchmark | list`."""
+"""The command line: `l2o train | resume | benchmark | report | list`."""
 
+import shlex
 import signal
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
 
-from l2o.checkpoint import available, read_card, find
+from l2o.checkpoint import available, find, read_card
 from l2o.rules import RULES
+from meta_train.benchmark import run_benchmark
 from meta_train.config import PRESETS, TrainConfig
+from meta_train.protocols import PROTOCOLS
+from meta_train.report import write_report
 from meta_train.run_directory import RunDirectory
 from meta_train.tracking import Progress, WandbMode
 from meta_train.trainer import Trainer
 
+app = tyro.extras.SubcommandApp()
+train_app = tyro.extras.SubcommandApp()
+
+Threads = Annotated[int | None, tyro.conf.arg(help="CPU threads; None takes all cores.")]
+Wandb = Annotated[
+    WandbMode, tyro.conf.arg(help="Weights & Biases: auto is online when logged in, else offline; off without wandb.")
+]
+
+
+def train_command(preset: str, default: TrainConfig) -> Callable[..., None]:
+    """Return the function behind `l2o train PRESET`."""
+
+    def command(
+        config: Annotated[TrainConfig, tyro.conf.arg(name="")] = default,
+        out: Annotated[Path | None, tyro.conf.arg(help="Run directory; None makes runs/PRESET-DATE-TIME.")] = None,
+        wandb: Wandb = "auto",
+        threads: Threads = None,
+    ) -> None:
+        path = out or Path("runs") / f"{preset}-{datetime.now():%Y%m%d-%H%M%S}"
+        run_training(RunDirectory.create(path, config), wandb, threads)
+
+    return command
+
+
+for _name, _config in PRESETS.items():
+    _help = f"Meta-train on {_config.task}.".replace("<", "").replace(">", "")
+    train_app.command(train_command(_name, _config), name=_name, help=_help)
+app.command(
+    train_app,
+    name="train",
+    help="Meta-train a rule, starting from a preset. Writes a run directory, which l2o.load and l2o benchmark take. "
+    "Ctrl-C stops cleanly; l2o resume goes on.",
+)
+
+
+@app.command
+def resume(run_directory: tyro.conf.Positional[Path], wandb: Wandb = "auto", threads: Threads = None) -> None:
+    """Continue an interrupted training run, to bit for bit the weights of an uninterrupted one.
+
+    Args:
+        run_directory: Directory that l2o train made.
+    """
+    run_training(RunDirectory.open(run_directory), wandb, threads)
+
+
+@app.command
+def benchmark(
+    protocol: tyro.conf.Positional[Literal[tuple(PROTOCOLS)]],
+    checkpoint: tuple[str, ...] = (),
+    out: Path | None = None,
+    threads: Threads = None,
+) -> None:
+    """Race learned rules against tuned classics on a frozen protocol; write table, curves and README.
+
+    Args:
+        protocol: What to run; l2o list describes them.
+        checkpoint: Learned rules: shipped names, checkpoint or run directories; none takes the protocol's own.
+        out: Directory to write; None is results/PROTOCOL.
+    """
+    set_threads(threads)
+    command = ["l2o", "benchmark", protocol, *(["--checkpoint", *checkpoint] if checkpoint else [])]
+    command += (["--out", str(out)] if out else []) + (["--threads", str(threads)] if threads else [])
+    directory = out or Path("results") / protocol
+    run_benchmark(PROTOCOLS[protocol], checkpoint, directory, shlex.join(command))
+    print(write_report(directory))
+    print(f"table, curves and README are in {directory}")
+
+
+@app.command
+def report(directories: tyro.conf.Positional[tuple[Path, ...]]) -> None:
+    """Rebuild README.md and the figures of benchmark directories from their CSV files.
+
+    Args:
+        directories: Directories that l2o benchmark wrote.
+    """
+    for directory in directories:
+        write_report(directory)
+        print(f"wrote {directory}/README.md and its figures")
+
+
+@app.command(name="list")
+def list_everything() -> None:
+    """List rules, training presets, benchmark protocols and shipped checkpoints."""
+    print("rules:      ", ", ".join(RULES))
+    print("presets:    ", ", ".join(PRESETS))
+    print("protocols:")
+    for protocol in PROTOCOLS.values():
+        print(f"  {protocol.name:<16}{protocol.question}")
+    print("checkpoints:")
+    for name in available():
+        results = read_card(find(name)).get("results", {})
+        print(f"  {name:<16}{', '.join(f'{key} = {value:.4g}' for key, value in results.items())}")
+
+
+def run_training(run: RunDirectory, wandb: WandbMode, threads: int | None) -> None:
+    """Train to the end or to the first SIGINT or SIGTERM, which ends the run with a checkpoint."""
+    set_threads(threads)
+    progress = Progress(run, wandb)
+    trainer = Trainer(run, progress)
+
+    def stop(signum, frame):
+        trainer.stop_requested = True
+        print("\nstopping after this outer step …", file=sys.stderr)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        summary = trainer.train()
+    finally:
+        progress.close()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    print(", ".join(f"{name} {value:g}" for name, value in summary.items()))
+    if trainer.outer_step < run.config.outer_steps:
+        raise KeyboardInterrupt(f"stopped with a checkpoint; continue with: l2o resume {run.path}")
+    print(f'checkpoint: {run.checkpoints / "best"}   (l2o.load("{run.path}", params))')
+
+
+def set_threads(threads: int | None) -> None:
+    """Set torch's CPU threads.
+
+    Raises:
+        ValueError: if fewer than one is asked for.
+    """
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    if threads is not None:
+        torch.set_num_threads(threads)
+
 
 def main(arguments: list[str] | None = None) -> None:
-    for name, preset in PRESETS.items():
-        config = tyro.cli(TrainConfig, default=preset, args=arguments, config=(tyro.conf.AvoidSubcommands,))
-        print(config)
-        break
+    """Run one command; a wrong value or file gives one line and exit status 2, an interruption 130."""
+    try:
+        app.cli(prog="l2o", description="Learned optimizers: train, benchmark, list.", args=arguments)
+    except KeyboardInterrupt as interruption:
+        print(f"l2o: {interruption or 'interrupted'}", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        print(f"l2o: {error}", file=sys.stderr)
+        sys.exit(2)
+
 
 if __name__ == "__main__":
     main()

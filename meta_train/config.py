@@ -1,8 +1,12 @@
 """What a training run is: frozen dataclasses, the presets of the command line, and their JSON form."""
 
 import dataclasses
+import functools
+import operator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from l2o.checkpoint import build_rule
 from l2o.rule import UpdateRule
@@ -12,13 +16,19 @@ from tasks import MLP, TASKS, Quadratic
 from tasks.task import TaskFamily
 
 
+RuleConfig = functools.reduce(
+    operator.or_, (Annotated[config_type, tyro.conf.subcommand(name)] for name, (_, config_type) in RULES.items())
+)
+"""Any config in `RULES`; a subcommand each on the command line."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """A meta-training run: which tasks, which rule, how the loop is differentiated, how long."""
 
     task: TaskFamily
     """Distribution of optimizees."""
-    rule: Any = field(default_factory=LSTMConfig)
+    rule: RuleConfig = field(default_factory=LSTMConfig)
     """Config of the update rule."""
     meta_loss: MetaLoss = field(default_factory=MetaLoss)
     """What the meta-loss counts and on which data."""

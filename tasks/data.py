@@ -79,9 +79,7 @@ CIFAR10_FILES = (
     DataFile(
         "train_first25000_jpegq75.npz", 23251219, "53759e0e3d0065321de39fd66db61df5d86b81a3901d376136d8858017c1465f"
     ),
-    DataFile(
-        "test10000_jpegq75.npz", 9301068, "200c01132c38f63d03640614d6e9976f48d2f25e3b5d6d7c382f2d5ccb1292b6"
-    ),
+    DataFile("test10000_jpegq75.npz", 9301068, "200c01132c38f63d03640614d6e9976f48d2f25e3b5d6d7c382f2d5ccb1292b6"),
 )
 
 
@@ -106,13 +104,11 @@ def load_digits() -> dict[Split, Samples]:
     """Return scikit-learn's 1,797 handwritten digits, all four splits from one fixed permutation."""
     from sklearn.datasets import load_digits as load_sklearn_digits
 
-    digits = load_sklearn_digits()
-    return _partition(digits.images.astype(np.uint8)[:, None], digits.target, SPLIT_SIZES["digits"])
+    pixels, labels = load_sklearn_digits(return_X_y=True)
+    return _partition(pixels.astype(np.uint8).reshape(-1, 1, 8, 8), labels, SPLIT_SIZES["digits"])
 
 
-def load_mnist(
-    base_urls: Sequence[str] = MNIST_URLS, files: Sequence[DataFile] = MNIST_FILES
-) -> dict[Split, Samples]:
+def load_mnist(base_urls: Sequence[str] = MNIST_URLS, files: Sequence[DataFile] = MNIST_FILES) -> dict[Split, Samples]:
     """Return MNIST from `$L2O_DATA/mnist`, else the cache (`$XDG_CACHE_HOME` or ~/.cache, l2o/mnist), else the net.
 
     Args:
@@ -222,7 +218,7 @@ def _read_mnist(paths: tuple[Path, ...], files: tuple[DataFile, ...]) -> dict[Sp
     if [array.shape for array in arrays] != expected:
         raise DataError(f"MNIST: expected shapes {expected}, found {[array.shape for array in arrays]} in {paths}")
     images, labels, test_images, test_labels = arrays
-    return _partition(images[:, None], labels, sizes) | {"test": _samples(test_images[:, None], test_labels)}
+    return {**_partition(images[:, None], labels, sizes), "test": _samples(test_images[:, None], test_labels)}
 
 
 @functools.cache
@@ -230,7 +226,7 @@ def _read_cifar10(paths: tuple[Path, ...]) -> dict[Split, Samples]:
     (images, labels), test = (
         _decode_jpegs(read_verified(path, file)) for path, file in zip(paths, CIFAR10_FILES, strict=True)
     )
-    return _partition(images, labels, SPLIT_SIZES["cifar10"][:3]) | {"test": _samples(*test)}
+    return {**_partition(images, labels, SPLIT_SIZES["cifar10"][:3]), "test": _samples(*test)}
 
 
 def _decode_jpegs(content: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -241,7 +237,7 @@ def _decode_jpegs(content: bytes) -> tuple[np.ndarray, np.ndarray]:
         stream, offsets, labels = archive["jpeg"].tobytes(), archive["offsets"], archive["labels"]
     images = np.empty((len(labels), 32, 32, 3), dtype=np.uint8)
     for i in range(len(labels)):
-        images[i] = Image.open(io.BytesIO(stream[offsets[i] : offsets[i + 1]])).convert("RGB")
+        images[i] = np.asarray(Image.open(io.BytesIO(stream[offsets[i] : offsets[i + 1]])).convert("RGB"))
     return images.transpose(0, 3, 1, 2), labels
 
 

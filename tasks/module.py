@@ -179,17 +179,20 @@ def _splits(data: Mapping[Split, Pairs] | Pairs, fractions: Sequence[float]) -> 
 
 
 def _samples(pairs: Pairs, source: str) -> Samples:
+    columns: object = pairs
     if isinstance(pairs, TensorDataset):
-        pairs = pairs.tensors
+        columns = pairs.tensors
     elif isinstance(pairs, Dataset):
         items = [pairs[i] for i in range(len(pairs))]  # type: ignore[arg-type]
-        pairs = tuple(torch.stack([torch.as_tensor(value) for value in values]) for values in zip(*items, strict=True))
-    if not isinstance(pairs, tuple | list) or len(pairs) != 2:
-        raise TypeError(f"{source} must be a pair (inputs, targets) or a Dataset of such pairs, got {pairs!r:.80}")
-    samples = Samples(*(torch.as_tensor(values).detach() for values in pairs))
+        columns = [torch.stack([torch.as_tensor(value) for value in column]) for column in zip(*items, strict=True)]
+    if not isinstance(columns, tuple | list) or len(columns) != 2:
+        raise TypeError(f"{source} must be a pair (inputs, targets) or a Dataset of such pairs, got {columns!r:.80}")
+    samples = Samples(*(torch.as_tensor(column).detach() for column in columns))
     if len(samples.inputs) != len(samples.targets) or len(samples.inputs) == 0:
-        raise ValueError(f"{source} needs as many targets as inputs and at least one, got shapes "
-                         f"{tuple(samples.inputs.shape)} and {tuple(samples.targets.shape)}")
+        raise ValueError(
+            f"{source} needs as many targets as inputs and at least one, got shapes "
+            f"{tuple(samples.inputs.shape)} and {tuple(samples.targets.shape)}"
+        )
     return samples
 
 

@@ -9,10 +9,11 @@ namespace l2o {
 
 constexpr int kWide = 2;  // vectors per block: every broadcast weight is used twice
 #ifdef __AVX512F__
-constexpr int kUnits = 2, kColumns = 8, kOuter = 4;  // 16 accumulators of 32 registers
+constexpr int kUnits = 2, kColumns = 8, kOuter = 4;  // 16 accumulators in 32 registers
 #else
-constexpr int kUnits = 1, kColumns = 4, kOuter = 4;  // 8 to 16 accumulators of 16 registers
+constexpr int kUnits = 1, kColumns = 4, kOuter = 2;  // 8 accumulators in 16 registers
 #endif
+constexpr int kTile = 4 * kOuter;  // products of one outer tile, 4 rows by kOuter columns
 template <class T> constexpr int kBlock = kWide * Simd<T>::lanes;
 
 // Rows of coordinates in memory: row r starts at at + r·stride.
@@ -34,9 +35,8 @@ template <class T> struct Layer {
     int inputs, units;
     const T* forward;   // [unit][inputs + units][gate i, f, o, g]
     const T* bias;      // [unit][gate], forget bias included
-    const T* backward;  // [4 columns of (inputs, units), zero-padded][row = gate·units + unit][column]
+    const T* backward;  // [4 columns of (units, inputs), zero-padded][row = gate·units + unit][column]
     int columns() const { return inputs + units; }
-    int padded_columns() const { return (columns() + 3) / 4 * 4; }
 };
 
 // features = (log(max(|g| + ε, e^-p)) / p, clamp(g / e^-p, −1, 1)), or g.
@@ -153,14 +153,15 @@ template <class T, int columns> inline void input_columns(const T* weight, int r
         for (int v = 0; v < kWide; ++v) store<T>(out[k] + v * Simd<T>::lanes, acc[k][v]);
 }
 
-// out = Wᵀ dz: cotangents of (inputs, hidden). Columns before `first` (rounded down to a multiple of 4) are skipped.
-template <class T> inline void backward_inputs(const Layer<T>& layer, int first, Rows<T> dz, Rows<T> out) {
-    const int rows = 4 * layer.units, end = layer.padded_columns();
-    int column = first / 4 * 4;
-    auto weight = [&] { return layer.backward + (long)column * rows; };
+// out = Wᵀ dz: cotangents of the hidden units and, after them, of the inputs where they are wanted.
+// Writes whole groups of 4 rows.
+template <class T> inline void backward_inputs(const Layer<T>& layer, bool with_inputs, Rows<T> dz, Rows<T> out) {
+    const int rows = 4 * layer.units, end = with_inputs ? layer.columns() : layer.units;
+    int column = 0;
     for (; column + kColumns <= end; column += kColumns)
-        input_columns<T, kColumns>(weight(), rows, dz, {out[column], out.stride});
-    for (; column < end; column += 4) input_columns<T, 4>(weight(), rows, dz, {out[column], out.stride});
+        input_columns<T, kColumns>(layer.backward + (long)column * rows, rows, dz, {out[column], out.stride});
+    for (; column < end; column += 4)
+        input_columns<T, 4>(layer.backward + (long)column * rows, rows, dz, {out[column], out.stride});
 }
 
 // sums[r·columns + k] += Σ_s rows[r][s] cols[k][s] over `length` contiguous numbers: products of whole sequences.

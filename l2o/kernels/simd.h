@@ -120,7 +120,11 @@ template <class T> inline Vec<T> log(Vec<T> x) {
 template <class T, int step, bool high, int... lane>
 inline Vec<T> halves(Vec<T> a, Vec<T> b, std::integer_sequence<int, lane...>) {
     // Segment s of length 2·step (of a, then of b) gives its lower or upper half to segment s of length step.
+#ifdef __clang__
+    return __builtin_shufflevector(a, b, ((lane / step) * 2 * step + lane % step + (high ? step : 0))...);
+#else
     return __builtin_shuffle(a, b, Int<T>{((lane / step) * 2 * step + lane % step + (high ? step : 0))...});
+#endif
 }
 template <class T, int step> inline void fold(Vec<T>* x, int count) {
     using Lanes = std::make_integer_sequence<int, Simd<T>::lanes>;

@@ -14,7 +14,16 @@ import pytest
 import torch
 
 from tasks import DataError, Samples, load_dataset
-from tasks.data import CIFAR10_FILES, IMAGE_SHAPE, MNIST_FILES, SPLIT_SIZES, DataFile, Minibatches, load_mnist, parse_idx
+from tasks.data import (
+    CIFAR10_FILES,
+    IMAGE_SHAPE,
+    MNIST_FILES,
+    SPLIT_SIZES,
+    DataFile,
+    Minibatches,
+    load_mnist,
+    parse_idx,
+)
 from tasks.task import SPLITS
 
 REAL = os.environ.get("L2O_DATA")
@@ -154,7 +163,9 @@ def test_wrong_or_interrupted_download_leaves_nothing_in_the_cache(cut, fake_mni
 
 def test_missing_file_without_network_names_the_places_looked_at(cache, monkeypatch, tmp_path):
     monkeypatch.setenv("L2O_DATA", str(tmp_path / "typo"))
-    with pytest.raises(DataError, match=r"(?s)neither in .*typo.*cache/l2o/mnist.*could not be downloaded.*correct L2O"):
+    with pytest.raises(
+        DataError, match=r"(?s)neither in .*typo.*cache/l2o/mnist.*could not be downloaded.*correct L2O"
+    ):
         load_mnist(["http://127.0.0.1:9"])
     assert not cache.exists() or list(cache.iterdir()) == []
 
@@ -189,17 +200,22 @@ def test_damaged_mnist_file_is_refused_wherever_it_lies(place, damage, fake_mnis
     assert server.requested == [] and victim.read_bytes() == content
 
 
-def test_folder_in_place_of_a_file_is_refused(cache):
-    (cache / MNIST_FILES[0].name).mkdir(parents=True)
-    with pytest.raises(DataError, match="train-images-idx3-ubyte.gz cannot be read"):
-        load_mnist(())
-
-
-def test_dangling_link_is_refused_instead_of_downloading(cache):
+@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.symlink_to("gone")])
+def test_folder_or_dangling_link_in_place_of_a_file_is_refused_instead_of_downloading(make, cache, serve):
     cache.mkdir(parents=True)
-    (cache / MNIST_FILES[0].name).symlink_to(cache / "gone")
+    for file in MNIST_FILES:
+        make(cache / file.name)
+    server = serve(cache)
     with pytest.raises(DataError, match="train-images-idx3-ubyte.gz cannot be read"):
-        load_mnist(())
+        load_mnist([server.url])
+    assert server.requested == []
+
+
+def test_cache_that_cannot_be_written_is_named(fake_mnist, serve, tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(DataError, match=f"(?s)could not be downloaded.*Not a directory.*{tmp_path}/file"):
+        load_mnist([serve(fake_mnist[0]).url], fake_mnist[1])
 
 
 def test_files_of_other_shapes_are_refused(cache):
@@ -299,7 +315,7 @@ def test_real_mnist_files_under_each_others_names_are_refused(tmp_path, monkeypa
     for file, other in zip(MNIST_FILES, (*MNIST_FILES[2:], *MNIST_FILES[:2]), strict=True):
         shutil.copyfile(Path(REAL, "mnist", other.name), tmp_path / "mnist" / file.name)
     monkeypatch.setenv("L2O_DATA", str(tmp_path))
-    with pytest.raises(DataError, match="train-images-idx3-ubyte.gz is damaged or not the published file.*1648877 bytes"):
+    with pytest.raises(DataError, match="train-images-idx3-ubyte.gz is damaged or not .*found 1648877 bytes"):
         load_dataset("mnist")
 
 

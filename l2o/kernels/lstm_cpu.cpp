@@ -1,0 +1,235 @@
+// Coordinate-wise LSTM on CPUs: `step` and `sequence_vjp` behind a plain C interface (loaded by ctypes: without torch's
+// headers compiling takes seconds). Threads work on blocks of coordinates. Sums over blocks are made in fixed groups and
+// added in a fixed order, so that results do not depend on the number of threads.
+#include <cstdlib>
+#include <memory>
+
+#include "lstm_tape.h"
+
+// Mirrored by l2o/kernels/lstm_cpu.py. State arrays are (layers, units, n), grads and cotangents (steps, n); all
+// contiguous, of the type of the function called. Those marked * may be null.
+struct Arguments {
+    int64_t n, steps, layers, units, threads, logarithm;
+    double p, log_eps, scale, forget_bias;
+    const void *grads, *hidden, *cell;
+    const void* const* weights;
+    const void* const* biases;
+    const void *output_weight, *output_bias;
+    void *updates, *next_hidden, *next_cell;                 // step only
+    const void *cotangents, *d_next_hidden, *d_next_cell;    // sequence_vjp only: given; the last two *
+    void* const* d_weights;                                  // sequence_vjp only: results
+    void* const* d_biases;
+    void *d_output_weight, *d_output_bias, *d_grads, *d_hidden, *d_cell;  // the last three *
+};
+
+namespace l2o {
+
+// One block of a row, padded with zeros where the row ends.
+template <class T> inline void load_row(T* to, const T* from, long count) {
+    if (count == kBlock<T>)
+        std::memcpy(to, from, kBlock<T> * sizeof(T));
+    else
+        std::fill(std::copy(from, from + count, to), to + kBlock<T>, T(0));
+}
+template <class T> inline void store_row(T* to, const T* from, long count) {
+    if (count == kBlock<T>)
+        std::memcpy(to, from, kBlock<T> * sizeof(T));
+    else
+        std::copy(from, from + count, to);
+}
+template <class T> void load_rows(Rows<T> to, const T* from, long n, long rows, long count) {
+    for (long r = 0; r < rows; ++r) load_row(to[r], from + r * n, count);
+}
+template <class T> void store_rows(T* to, Rows<T> from, long n, long rows, long count) {
+    for (long r = 0; r < rows; ++r) store_row(to + r * n, from[r], count);
+}
+
+// A buffer that a thread keeps between calls: faulting in fresh pages costs as much as the arithmetic.
+inline void* scratch(size_t bytes) {
+    static thread_local std::unique_ptr<void, decltype(&std::free)> buffer{nullptr, &std::free};
+    static thread_local size_t size = 0;
+    if (size < bytes) {
+        size = (bytes + 4095) / 4096 * 4096;
+        buffer.reset(std::aligned_alloc(64, size));
+    }
+    return buffer.get();
+}
+
+template <class T> Network<T> network_of(const Arguments& a) {
+    Constants<T> constants{a.logarithm != 0, T(a.p),     T(std::exp(-a.p)),
+                           T(a.log_eps),     T(a.scale), T(a.forget_bias)};
+    return {constants, int(a.units), int(a.layers), (const T* const*)a.weights, (const T* const*)a.biases,
+            (const T*)a.output_weight, (const T*)a.output_bias};
+}
+
+template <class T> void step_block(const Network<T>& network, const Arguments& a, long begin) {
+    constexpr int wide = kBlock<T>;
+    const int units = network.units, layers = network.layers.size();
+    const long count = std::min<long>(wide, a.n - begin);
+    T* memory = (T*)scratch((3 + 4 * units) * wide * sizeof(T));
+    T* row = memory;  // gradients in, updates out
+    Rows<T> inputs{memory + wide, wide}, cell{memory + 3 * wide, wide}, hidden{cell[units], wide};
+    Rows<T> next[2] = {{hidden[units], wide}, {hidden[2 * units], wide}};
+    load_row(row, (const T*)a.grads + begin, count);
+    preprocess(row, inputs, network.constants);
+    for (int l = 0; l < layers; ++l) {
+        const long at = (long)l * units * a.n + begin;
+        load_rows(cell, (const T*)a.cell + at, a.n, units, count);
+        load_rows(hidden, (const T*)a.hidden + at, a.n, units, count);
+        forward_layer<T, false>(network.layers[l], {inputs, hidden, cell, next[l % 2], cell, {}, {}});
+        inputs = next[l % 2];
+        store_rows((T*)a.next_cell + at, cell, a.n, units, count);
+        store_rows((T*)a.next_hidden + at, inputs, a.n, units, count);
+    }
+    for (int v = 0; v < wide; v += Simd<T>::lanes) {
+        Vec<T> sum = broadcast<T>(*network.output_bias);
+        for (int j = 0; j < units; ++j) sum += network.output_weight[j] * load<T>(inputs[j] + v);
+        store<T>(row + v, network.constants.scale * sum);
+    }
+    store_row((T*)a.updates + begin, row, count);
+}
+
+template <class T> void step(const Arguments& a) {
+    const Network<T> network = network_of<T>(a);
+    const long blocks = (a.n + kBlock<T> - 1) / kBlock<T>;
+    // A block takes microseconds, as does waking a thread: at least eight for each.
+    [[maybe_unused]] const int threads = std::max<long>(1, std::min<long>(a.threads, blocks / 8));
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 4)
+    for (long b = 0; b < blocks; ++b) step_block(network, a, b * kBlock<T>);
+}
+
+// One block of coordinates of sequence_vjp. The tape holds one segment of steps; with several, the states at their
+// starts are kept and every segment but the last is run twice.
+template <class T> struct SequenceBlock {
+    static constexpr int wide = kBlock<T>;
+    static constexpr long kTapeBytes = 8 << 20, kChunk = 20;
+    const Network<T>& network;
+    const Arguments& a;
+    const long segment, segments, begin, count;
+    const Tape<T> tape;
+    const Cotangents<T> cotangents;
+    T* const checkpoints;  // [segment][layer][cell, hidden][unit]
+    T* const row;          // scratch
+
+    static long segment_of(const Network<T>& network, long steps) {
+        const long step_bytes = Tape<T>::numbers(network, 1000) * sizeof(T) / 1000;
+        const long segments = std::max<long>(1, steps / std::max<long>(16, kTapeBytes / step_bytes));
+        return (steps + segments - 1) / segments;
+    }
+    static size_t numbers(const Network<T>& network, long segment, long segments) {
+        const long states = segments * network.layers.size() * 2 * network.units;
+        return Tape<T>::numbers(network, segment) + Cotangents<T>::numbers(network) + (states + 1) * wide;
+    }
+    SequenceBlock(const Network<T>& network, const Arguments& a, long segment, long segments, long block, T* memory)
+        : network(network), a(a), segment(segment), segments(segments), begin(block * wide),
+          count(std::min<long>(wide, a.n - begin)), tape(network, segment, memory),
+          cotangents(network, memory + Tape<T>::numbers(network, segment)),
+          checkpoints(cotangents.memory + Cotangents<T>::numbers(network)),
+          row(checkpoints + segments * network.layers.size() * 2 * network.units * wide) {}
+
+    void run(const WeightSums<T>& weights, T* sums) const {
+        load_state();
+        for (long part = 0; part + 1 < segments; ++part) {
+            move_state(part, false);
+            forward(part);
+            for (int l = 0; l < (int)network.layers.size(); ++l)
+                copy_rows(tape.cell(l, 0), tape.cell(l, segment), 2 * network.units);
+        }
+        for (long part = segments - 1; part >= 0; --part) {
+            if (part + 1 < segments) move_state(part, true);
+            forward(part);
+            backward(part, weights, sums);
+        }
+        store_cotangents();
+    }
+
+  private:
+    long offset(int layer) const { return (long)layer * network.units * a.n + begin; }
+    long steps_of(long part) const { return std::min(segment, a.steps - part * segment); }
+    const T* given(const void* sequence, long step) const { return (const T*)sequence + step * a.n + begin; }
+
+    static void copy_rows(Rows<T> to, Rows<T> from, long rows) {
+        for (long r = 0; r < rows; ++r) load_row<T>(to[r], from[r], wide);
+    }
+    // Slot 0 of the tape (cells, and hiddens in the rows after them) to or from a checkpoint.
+    void move_state(long part, bool restore) const {
+        const long layers = network.layers.size(), rows = 2 * network.units;
+        for (int l = 0; l < layers; ++l) {
+            const Rows<T> kept{checkpoints + (part * layers + l) * rows * wide, wide}, live = tape.cell(l, 0);
+            copy_rows(restore ? live : kept, restore ? kept : live, rows);
+        }
+    }
+    void load_state() const {
+        for (int l = 0; l < (int)network.layers.size(); ++l) {
+            load_rows(tape.cell(l, 0), (const T*)a.cell + offset(l), a.n, network.units, count);
+            load_rows(tape.hidden(l, 0), (const T*)a.hidden + offset(l), a.n, network.units, count);
+            if (a.d_next_cell)
+                load_rows(cotangents.d_cell(l), (const T*)a.d_next_cell + offset(l), a.n, network.units, count);
+            if (a.d_next_hidden)
+                load_rows(cotangents.d_hidden(l), (const T*)a.d_next_hidden + offset(l), a.n, network.units, count);
+        }
+    }
+    void store_cotangents() const {
+        for (int l = 0; l < (int)network.layers.size(); ++l) {
+            if (a.d_cell) store_rows((T*)a.d_cell + offset(l), cotangents.d_cell(l), a.n, network.units, count);
+            if (a.d_hidden) store_rows((T*)a.d_hidden + offset(l), cotangents.d_hidden(l), a.n, network.units, count);
+        }
+    }
+    void forward(long part) const {
+        for (long step = 0; step < steps_of(part); ++step) {
+            load_row(row, given(a.grads, part * segment + step), count);
+            tape.forward(step, row);
+        }
+    }
+    // Chunks of steps whose cotangents are still in the second-level cache when they are multiplied.
+    void backward(long part, const WeightSums<T>& weights, T* sums) const {
+        for (long end = steps_of(part); end > 0;) {
+            const long start = std::max<long>(0, end - kChunk);
+            for (long step = end - 1; step >= start; --step) backward_step(part * segment + step, step);
+            weights.add(tape, start, end - start, sums);
+            end = start;
+        }
+    }
+    void backward_step(long time, long step) const {
+        T* cotangent = tape.cotangents(step);
+        load_row(cotangent, given(a.cotangents, time), count);
+        for (int k = 0; k < wide; ++k) cotangent[k] *= network.constants.scale;
+        cotangents.backward(tape, step, a.d_grads != nullptr);
+        if (!a.d_grads) return;
+        load_row(row, given(a.grads, time), count);
+        preprocess_backward(row, {cotangents.d_inputs(0)}, row, network.constants);
+        store_row((T*)given(a.d_grads, time), row, count);
+    }
+};
+
+template <class T> void sequence_vjp(const Arguments& a) {
+    const Network<T> network = network_of<T>(a);
+    const WeightSums<T> weights{network};
+    const long blocks = (a.n + kBlock<T> - 1) / kBlock<T>;
+    const long segment = SequenceBlock<T>::segment_of(network, a.steps);
+    const long segments = segment ? (a.steps + segment - 1) / segment : 1;
+    const size_t bytes = SequenceBlock<T>::numbers(network, segment, segments) * sizeof(T);
+    const long groups = std::min<long>(64, blocks), size = weights.numbers();  // never a function of a.threads
+    std::vector<T> partial(groups * size);
+    [[maybe_unused]] const int threads = std::max<long>(1, std::min<long>(a.threads, groups));
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (long g = 0; g < groups; ++g)
+        for (long b = g * blocks / groups; b < (g + 1) * blocks / groups; ++b)
+            SequenceBlock<T>(network, a, segment, segments, b, (T*)scratch(bytes)).run(weights, &partial[g * size]);
+    std::vector<T> total(size);
+    for (long k = 0; k < size; ++k) {
+        double sum = 0;
+        for (long g = 0; g < groups; ++g) sum += partial[g * size + k];
+        total[k] = T(sum);
+    }
+    weights.unpack(total.data(), (T* const*)a.d_weights, (T* const*)a.d_biases, (T*)a.d_output_weight,
+                   (T*)a.d_output_bias);
+}
+
+}  // namespace l2o
+
+#define L2O_EXPORT extern "C" __attribute__((visibility("default"))) void
+L2O_EXPORT l2o_lstm_step_float32(const Arguments* a) { l2o::step<float>(*a); }
+L2O_EXPORT l2o_lstm_step_float64(const Arguments* a) { l2o::step<double>(*a); }
+L2O_EXPORT l2o_lstm_sequence_vjp_float32(const Arguments* a) { l2o::sequence_vjp<float>(*a); }
+L2O_EXPORT l2o_lstm_sequence_vjp_float64(const Arguments* a) { l2o::sequence_vjp<double>(*a); }

@@ -1,0 +1,135 @@
+"""Run a protocol: tune every classic, race all methods on the same problems and minibatches, write CSV files.
+
+`report` turns the files into a README and figures; nothing else goes from here to there.
+"""
+
+import csv
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from l2o.checkpoint import load_rule
+from l2o.rule import UpdateRule
+from l2o.tensorflow_weights import load_tensorflow_lstm
+from meta_train.baselines import CLASSICS, tune
+from meta_train.protocols import Protocol
+from meta_train.run_directory import describe_environment
+from meta_train.unroll import evaluate
+from tasks.task import TaskFamily
+
+_TUNING_SEED = 2**33
+"""Added to the protocol's seed for the tuning problems."""
+
+
+def run_benchmark(protocol: Protocol, checkpoints: Sequence[str], out: Path, command: str) -> None:
+    """Race all methods and write summary.csv, curves.csv and protocol.json.
+
+    Args:
+        checkpoints: learned rules; empty takes the protocol's own.
+        command: what was typed, for the README.
+    Raises:
+        OSError: if `out` cannot be written; found out before anything is computed.
+        CheckpointError: if a checkpoint cannot be loaded.
+    """
+    learned = learned_rules(protocol, checkpoints)
+    _check_writable(out)
+    summary, curves = [], []
+    with tqdm(total=len(protocol.settings) * (len(learned) + len(CLASSICS)), unit="method", disable=None) as bar:
+        for setting, family in protocol.settings.items():
+            sums: dict[str, Tensor] = {}
+            for method, kind, rule, facts in _methods(protocol, family, learned):
+                bar.set_description_str(f"{setting}: {method}")
+                losses, cpu_s = _race(protocol, family, rule)
+                sums[method] = losses[: protocol.sum_steps].sum(0)
+                row = {"setting": setting, "method": method, "kind": kind}
+                summary.append(row | _summarise(protocol, losses) | facts | {"cpu_s": f"{cpu_s:.4g}"})
+                curves += _curve_rows(setting, method, losses)
+                bar.update()
+            _add_wins(summary, setting, sums)
+    _write_csv(out / "summary.csv", summary)
+    _write_csv(out / "curves.csv", curves)
+    (out / "protocol.json").write_text(json.dumps(_describe(protocol, command), indent=2) + "\n")
+
+
+def learned_rules(protocol: Protocol, checkpoints: Sequence[str]) -> dict[str, UpdateRule]:
+    """Return the learned rules of a race by label, published weights included where they are at hand."""
+    rules = {Path(source).name: load_rule(source) for source in checkpoints or protocol.learned}
+    folder = Path(os.environ.get("L2O_DATA", "")) / "checkpoints"
+    for name in protocol.published:
+        if os.environ.get("L2O_DATA") and (folder / f"{name}.npz").is_file():
+            rules[f"published {name}"] = load_tensorflow_lstm(folder / f"{name}.npz")
+    return rules
+
+
+def _methods(protocol: Protocol, family: TaskFamily, learned: dict[str, UpdateRule]):
+    """Yield (name, kind, rule, columns) of every method, the classics tuned when their turn comes."""
+    for name, rule in learned.items():
+        yield name, "learned", rule, {"lr": "", "lrs_tried": 0}
+    for name, build in CLASSICS.items():
+        lr, tried = tune(build, family, protocol.tuning_problems, protocol.sum_steps, protocol.seed + _TUNING_SEED)
+        yield name, "classic", build(lr), {"lr": f"{lr:.4g}", "lrs_tried": tried}
+
+
+def _race(protocol: Protocol, family: TaskFamily, rule: UpdateRule) -> tuple[Tensor, float]:
+    """Return the losses (steps, problems) in float64 and the CPU seconds per problem."""
+    generator = torch.Generator().manual_seed(protocol.seed)
+    begun = time.process_time()
+    losses = evaluate(rule, family, protocol.problems, protocol.steps, "test", generator)
+    return losses.double(), (time.process_time() - begun) / protocol.problems
+
+
+def _summarise(protocol: Protocol, losses: Tensor) -> dict[str, object]:
+    sums, final = losses[: protocol.sum_steps].sum(0), losses[-10:].mean(0)
+    numbers = {
+        "sum_loss": sums.mean(), "sum_loss_sd": sums.std(), "sum_loss_median": sums.median(),
+        "final_loss": final.mean(), "final_loss_sd": final.std(),
+    }  # fmt: skip
+    diverged = int((~torch.isfinite(losses).all(0)).sum())
+    return {"seeds": losses.shape[1]} | {k: f"{v.item():.5g}" for k, v in numbers.items()} | {"diverged": diverged}
+
+
+def _curve_rows(setting: str, method: str, losses: Tensor) -> list[dict[str, object]]:
+    quantiles = losses.nan_to_num(torch.inf).quantile(torch.tensor([0.25, 0.5, 0.75], dtype=losses.dtype), dim=1)
+    columns = torch.stack([losses.mean(1), losses.std(1), *quantiles]).T.tolist()
+    names = ("mean", "sd", "q25", "median", "q75")
+    return [
+        {"setting": setting, "method": method, "step": step}
+        | {name: f"{value:.5g}" for name, value in zip(names, values, strict=True)}
+        for step, values in enumerate(columns)
+    ]
+
+
+def _add_wins(summary: list[dict], setting: str, sums: dict[str, Tensor]) -> None:
+    """Add the share of problems on which a method's sum of losses is below that of the best classic."""
+    best = min(CLASSICS, key=lambda name: sums[name].nan_to_num(torch.inf).mean().item())
+    for row in summary:
+        if row["setting"] == setting:
+            row["best_classic"] = best
+            row["wins"] = f"{(sums[row['method']] < sums[best]).double().mean().item():.4g}"
+
+
+def _describe(protocol: Protocol, command: str) -> dict[str, object]:
+    settings = {name: f"{family}" for name, family in protocol.settings.items()}
+    facts = {field.name: getattr(protocol, field.name) for field in dataclasses.fields(protocol)}
+    return facts | {"settings": settings, "command": command, "environment": describe_environment()}
+
+
+def _check_writable(out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    probe = out / ".writable"
+    probe.touch()
+    probe.unlink()
+
+
+def _write_csv(path: Path, rows: list[dict]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
