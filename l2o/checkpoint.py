@@ -75,8 +75,15 @@ def build_rule(name: str, config: dict[str, Any], origin: object = "config") -> 
 
 
 def rule_name(rule: UpdateRule) -> str:
-    """Return the rule's name in `RULES`."""
-    return next(name for name, (rule_type, _) in RULES.items() if type(rule) is rule_type)
+    """Return the rule's name in `RULES`.
+
+    Raises:
+        TypeError: if the rule is not one of them.
+    """
+    for name, (rule_type, _) in RULES.items():
+        if type(rule) is rule_type:
+            return name
+    raise TypeError(f"{type(rule).__name__} has no name in l2o.rules.RULES, which lists {sorted(RULES)}; add it there")
 
 
 def save_rule(rule: UpdateRule, directory: str | os.PathLike, **card: Any) -> Path:
@@ -93,8 +100,8 @@ def save_rule(rule: UpdateRule, directory: str | os.PathLike, **card: Any) -> Pa
     save_file(weights, fresh / "rule.safetensors")
     content = {"format_version": FORMAT_VERSION, "rule": rule_name(rule), "config": dataclasses.asdict(rule.config)}
     (fresh / "rule.json").write_text(json.dumps(content | card, indent=2) + "\n")
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
+    if directory.exists():  # only then: else `.old`, left by a kill, is the one complete checkpoint
+        shutil.rmtree(old, ignore_errors=True)
         directory.rename(old)
     fresh.rename(directory)
     shutil.rmtree(old, ignore_errors=True)
@@ -111,7 +118,9 @@ def find(source: str | os.PathLike) -> Path:
         return _ZOO / str(source)
     path = Path(source)
     # `.old` is what a kill in the middle of `save_rule` leaves behind.
-    for candidate in (path, *(path / "checkpoints" / name for name in ("best", "best.old", "last", "last.old"))):
+    beside = [path.with_name(path.name + ".old")] if path.name else []
+    inside = [path / "checkpoints" / name for name in ("best", "best.old", "last", "last.old")]
+    for candidate in (path, *beside, *inside):
         if (candidate / "rule.json").is_file():
             return candidate
     what = "has no rule.json and no checkpoints/best" if path.is_dir() else "is not a directory"

@@ -54,12 +54,17 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if not memory:
             memory["step"] = torch.zeros((), dtype=torch.int64, device=param.device)
             memory.update(self.rule.init_coordinates(flat)._asdict())
-        step = memory.pop("step")
+        step = memory["step"]
         # The state's type is asked for with no coordinates: a NamedTuple in `self.state` would break load_state_dict.
         state_type = type(self.rule.init_coordinates(flat[:0]))
-        updates, state = self.rule.update(flat, state_type(**memory), step)
-        param.add_((lr * updates).reshape(param.shape).to(param.dtype))
+        before = state_type(*(memory[name] for name in state_type._fields))
+        updates, state = self.rule.update(flat, before, step)
+        param.add_((lr * updates).reshape(param.shape))  # adds in the wider dtype, rounds once
         memory.update(step=step + 1, **state._asdict())
+
+    def __getstate__(self):
+        """Copy and pickle the rule too; the base class lists only what it knows."""
+        return super().__getstate__() | {"rule": self.rule}
 
     def load_state_dict(self, state_dict) -> None:
         """Restore the state; unlike the base class it keeps the saved dtypes (float32 memory of bfloat16 parameters)."""

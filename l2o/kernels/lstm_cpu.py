@@ -54,10 +54,10 @@ def supports(grads: Tensor) -> bool:
     return grads.device.type == "cpu" and grads.dtype in _DTYPES and library() is not None
 
 
-def step(grads: Tensor, hidden: Tensor, cell: Tensor, network: Network) -> tuple[Tensor, Tensor, Tensor]:
+def step(grads: Tensor, hidden: Tensor, cell: Tensor, network: Network, out=None) -> tuple[Tensor, Tensor, Tensor]:
     """See `l2o.kernels.step`."""
     grads, hidden, cell = grads.contiguous(), hidden.contiguous(), cell.contiguous()
-    results = torch.empty_like(grads), torch.empty_like(hidden), torch.empty_like(cell)
+    results = out or (torch.empty_like(grads), torch.empty_like(hidden), torch.empty_like(cell))
     _call("step", grads[None], hidden, cell, network, zip(("updates", "next_hidden", "next_cell"), results, strict=True))
     return results
 

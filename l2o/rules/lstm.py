@@ -49,7 +49,7 @@ class LSTMConfig:
         """
         if self.hidden_size < 1 or self.layers < 1:
             raise ValueError(f"hidden_size and layers must be at least 1, got {self.hidden_size} and {self.layers}")
-        if (self.p is not None and self.p <= 0) or self.scale <= 0:
+        if not (self.p is None or self.p > 0) or not self.scale > 0:  # NaN is not above 0 either
             raise ValueError(f"p (or None) and scale must be positive, got p={self.p} and scale={self.scale}")
 
 

@@ -10,14 +10,17 @@ inner loss itself, on the minibatch of the next inner step; else it is measured 
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from l2o.rule import UpdateRule
 from meta_train.unroll import Trajectories
-from tasks.task import Split, TaskFamily
+from tasks.task import TaskFamily
+
+MetaSplit = Literal["train", "inner_valid"]
+"""Splits that meta-training may use: rules are chosen on outer_valid, and test is for benchmarks alone."""
 
 
 @dataclass(frozen=True)
@@ -26,19 +29,22 @@ class MetaLoss:
 
     weighting: Literal["mean", "linear", "final"] = "mean"
     """Weight of the loss after inner step t of horizon T: 1/K, 2t/(TK), or only t = T."""
-    inner_split: Split = "train"
+    inner_split: MetaSplit = "train"
     """Split of the minibatches that the rule sees."""
-    split: Split = "train"
+    split: MetaSplit = "train"
     """Split on which the meta-loss is measured."""
 
     def __post_init__(self):
-        """Keep test data out of meta-training.
+        """Keep validation and test data out of the meta-gradient.
 
         Raises:
-            ValueError: if a split is test.
+            ValueError: if a split or the weighting is unknown or not for training.
         """
-        if "test" in (self.inner_split, self.split):
-            raise ValueError("test data is never used in meta-training: choose train, inner_valid or outer_valid")
+        for split in (self.inner_split, self.split):
+            if split not in get_args(MetaSplit):
+                raise ValueError(f"meta-training uses the splits {get_args(MetaSplit)} only, got {split!r}")
+        if self.weighting not in ("mean", "linear", "final"):
+            raise ValueError(f"weighting is mean, linear or final, got {self.weighting!r}")
 
     def weights(self, start: int, length: int, horizon: int) -> Tensor:
         """Return w_1 … w_K for the window that starts after `start` updates, shape (length,)."""
