@@ -35,6 +35,7 @@ def load(source: str | os.PathLike, params, lr: float = 1.0) -> LearnedOptimizer
         source: a shipped name (`available`), a checkpoint directory or a run directory.
         params: parameters or parameter groups, as for every `torch.optim.Optimizer`.
         lr: multiplies the learned update; 1 is what the rule was trained with.
+
     Raises:
         CheckpointError: if the checkpoint is missing, damaged or does not fit.
     """
@@ -46,6 +47,7 @@ def load_rule(source: str | os.PathLike) -> UpdateRule:
 
     Args:
         source: a shipped name (`available`), a checkpoint directory, or a run directory (its best checkpoint).
+
     Raises:
         CheckpointError: if the checkpoint is missing, damaged or does not fit.
     """

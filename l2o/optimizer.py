@@ -15,6 +15,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         params: parameters, named parameters or parameter groups.
         rule: the update rule; copied, frozen and moved to the parameters' device.
         lr: multiplies the rule's update, dimensionless; per group.
+
     Raises:
         ValueError: if lr is negative or not finite.
         TypeError: if the rule is not a gradient rule.
@@ -22,7 +23,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def __init__(self, params, rule: UpdateRule, lr: float = 1.0):
         if not isinstance(rule, CoordinatewiseRule):
-            raise TypeError(f"{type(rule).__name__} is not a gradient rule; LearnedOptimizer needs a CoordinatewiseRule")
+            raise TypeError(
+                f"{type(rule).__name__} is not a gradient rule; LearnedOptimizer needs a CoordinatewiseRule"
+            )
         if not 0 <= lr < float("inf"):
             raise ValueError(f"lr must be a finite number of at least 0, got {lr}")
         super().__init__(params, {"lr": lr})

@@ -33,8 +33,19 @@ def load_tensorflow_lstm(path: str | os.PathLike) -> CoordinatewiseLSTM:
             raise ValueError(f"unexpected arrays {sorted(weights)}; RNNprop weights are another rule")
         rule = CoordinatewiseLSTM(TENSORFLOW)
         rule.load_state_dict(state)
-    except (OSError, ValueError, LookupError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise CheckpointError(f"{path} does not hold the weights of a TensorFlow coordinate-wise LSTM: {error}") from error
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        EOFError,
+        TypeError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise CheckpointError(
+            f"{path} does not hold the weights of a TensorFlow coordinate-wise LSTM: {error}"
+        ) from error
     return rule
 
 

@@ -34,6 +34,7 @@ def run_benchmark(protocol: Protocol, checkpoints: Sequence[str], out: Path, com
     Args:
         checkpoints: learned rules; empty takes the protocol's own.
         command: what was typed, for the README.
+
     Raises:
         OSError: if `out` cannot be written; found out before anything is computed.
         CheckpointError: if a checkpoint cannot be loaded.

@@ -15,7 +15,6 @@ from meta_train.estimators import Estimator, MetaLoss, Recorded, Truncated
 from tasks import MLP, TASKS, Quadratic
 from tasks.task import TaskFamily
 
-
 RuleConfig = functools.reduce(
     operator.or_, (Annotated[config_type, tyro.conf.subcommand(name)] for name, (_, config_type) in RULES.items())
 )
@@ -67,7 +66,15 @@ class TrainConfig:
         Raises:
             ValueError: if a count is below one, a size is not positive, or the options contradict each other.
         """
-        counts = ("horizon", "truncation", "n_tasks", "outer_steps", "validate_every", "valid_tasks", "checkpoint_every")
+        counts = (
+            "horizon",
+            "truncation",
+            "n_tasks",
+            "outer_steps",
+            "validate_every",
+            "valid_tasks",
+            "checkpoint_every",
+        )
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -97,7 +104,12 @@ class TrainConfig:
 
 PRESETS: dict[str, TrainConfig] = {
     "quadratic": TrainConfig(
-        Quadratic(), LSTMConfig(p=None, scale=0.1), n_tasks=128, outer_steps=20_000, valid_tasks=2048, validate_every=500
+        Quadratic(),
+        LSTMConfig(p=None, scale=0.1),
+        n_tasks=128,
+        outer_steps=20_000,
+        valid_tasks=2048,
+        validate_every=500,
     ),
     "mnist": TrainConfig(MLP("mnist"), LSTMConfig(p=5.0, scale=0.01, forget_bias=1.0), n_tasks=1, outer_steps=20_000),
     "digits": TrainConfig(MLP("digits"), LSTMConfig(p=5.0, scale=0.01, forget_bias=1.0), n_tasks=4, outer_steps=2000),

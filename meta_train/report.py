@@ -20,6 +20,7 @@ def write_report(directory: Path) -> str:
     """Write README.md and curves.png from summary.csv, curves.csv and protocol.json.
 
     Returns: the table, as Markdown.
+
     Raises:
         ValueError: if the directory was not written by `l2o benchmark`.
     """

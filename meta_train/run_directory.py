@@ -34,7 +34,9 @@ class RunDirectory:
     def create(cls, path: Path, config: TrainConfig) -> "RunDirectory":
         """Make a fresh run directory."""
         if (path / "config.json").exists():
-            raise FileExistsError(f"{path} already holds a run; continue it with --resume {path}, or choose another --out")
+            raise FileExistsError(
+                f"{path} already holds a run; continue it with --resume {path}, or choose another --out"
+            )
         path.mkdir(parents=True, exist_ok=True)
         _write_atomically(path / "env.json", json.dumps(describe_environment(), indent=2) + "\n")
         _write_atomically(path / "config.json", json.dumps(to_json(config), indent=2) + "\n")

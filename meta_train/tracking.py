@@ -74,7 +74,10 @@ class Progress:
             self.bar.set_description_str(status)
         elif now - self._line_time > _LINE_SECONDS or outer_step == self.total:
             self._line_time = now
-            print(f"{outer_step}/{self.total}: {status}, {self._time_left(outer_step, now)} {self._validation}", file=sys.stderr)
+            print(
+                f"{outer_step}/{self.total}: {status}, {self._time_left(outer_step, now)} {self._validation}",
+                file=sys.stderr,
+            )
 
     def _time_left(self, outer_step: int, now: float) -> str:
         first, begun = self._begun or (0, now)
@@ -84,7 +87,9 @@ class Progress:
     def _record(self, record: dict[str, Any]) -> None:
         self.run.log(record)
         if self.wandb is not None:
-            self.wandb.log({name: value for name, value in record.items() if name != "outer_step"}, step=record["outer_step"])
+            self.wandb.log(
+                {name: value for name, value in record.items() if name != "outer_step"}, step=record["outer_step"]
+            )
 
 
 def start_wandb(run: RunDirectory, mode: WandbMode):
@@ -106,5 +111,12 @@ def start_wandb(run: RunDirectory, mode: WandbMode):
     settings = wandb.Settings(silent=True, console="off", disable_git=True)
     name = run.path.name
     return wandb.init(
-        project="l2o", id=name, name=name, resume="allow", mode=mode, dir=run.path, config=to_json(run.config), settings=settings
+        project="l2o",
+        id=name,
+        name=name,
+        resume="allow",
+        mode=mode,
+        dir=run.path,
+        config=to_json(run.config),
+        settings=settings,
     )

@@ -59,7 +59,10 @@ def value_and_grad(
     """
     batch = family.sample_batch(trajectories.tasks, trajectories.n_tasks, split, generator)
     with torch.enable_grad():
-        params = {name: p if order and p.requires_grad else p.detach().requires_grad_() for name, p in trajectories.params.items()}
+        params = {
+            name: p if order and p.requires_grad else p.detach().requires_grad_()
+            for name, p in trajectories.params.items()
+        }
         losses = task_losses(family, params, trajectories.tasks, batch)
         pieces = torch.autograd.grad(
             losses.sum(), list(params.values()), create_graph=order == 2, retain_graph=order > 0, materialize_grads=True

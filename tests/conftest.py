@@ -51,7 +51,10 @@ def _module_task() -> ModuleTask:
     inputs = torch.randn(60, 3, generator=generator)
     targets = torch.sin(inputs).sum(1, keepdim=True)
     return ModuleTask(
-        lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), nn.functional.mse_loss, (inputs, targets), batch_size=8
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)),
+        nn.functional.mse_loss,
+        (inputs, targets),
+        batch_size=8,
     )
 
 

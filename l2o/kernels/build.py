@@ -21,7 +21,15 @@ import torch
 
 _SOURCES = ("lstm_cpu.cpp", "lstm_tape.h", "lstm_cells.h", "simd.h")
 # Not -ffast-math: it would let the compiler assume that there are no NaN, and a diverged run is data.
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp")
+_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-fopenmp",
+)
 _FLAGS += ("-fPIC", "-fvisibility=hidden", "-w")
 
 _lock = threading.Lock()

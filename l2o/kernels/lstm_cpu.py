@@ -58,7 +58,9 @@ def step(grads: Tensor, hidden: Tensor, cell: Tensor, network: Network, out=None
     """See `l2o.kernels.step`."""
     grads, hidden, cell = grads.contiguous(), hidden.contiguous(), cell.contiguous()
     results = out or (torch.empty_like(grads), torch.empty_like(hidden), torch.empty_like(cell))
-    _call("step", grads[None], hidden, cell, network, zip(("updates", "next_hidden", "next_cell"), results, strict=True))
+    _call(
+        "step", grads[None], hidden, cell, network, zip(("updates", "next_hidden", "next_cell"), results, strict=True)
+    )
     return results
 
 
@@ -86,7 +88,10 @@ def sequence_vjp(
         [torch.empty_like(bias, memory_format=torch.contiguous_format) for bias in network.biases],
         torch.empty_like(network.output_weight, memory_format=torch.contiguous_format),
         torch.empty_like(network.output_bias),
-        *(torch.empty_like(x, memory_format=torch.contiguous_format) if inputs else None for x in (grads, hidden, cell)),
+        *(
+            torch.empty_like(x, memory_format=torch.contiguous_format) if inputs else None
+            for x in (grads, hidden, cell)
+        ),
     )
     given |= {f"d_{name}": tensor for name, tensor in result._asdict().items() if tensor is not None}
     _call("sequence_vjp", grads.contiguous(), hidden.contiguous(), cell.contiguous(), network, given.items())

@@ -1,8 +1,8 @@
 """Adam (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1) in the form of `torch.optim.Adam`.
 
-    m_t = β₁ m_{t−1} + (1 − β₁) g_t
-    v_t = β₂ v_{t−1} + (1 − β₂) g_t²
-    u_t = −η m̂_t / (√v̂_t + ε),   m̂_t = m_t / (1 − β₁^t),   v̂_t = v_t / (1 − β₂^t)
+m_t = β₁ m_{t−1} + (1 − β₁) g_t
+v_t = β₂ v_{t−1} + (1 − β₂) g_t²
+u_t = −η m̂_t / (√v̂_t + ε),   m̂_t = m_t / (1 − β₁^t),   v̂_t = v_t / (1 − β₂^t)
 """
 
 import math
@@ -61,4 +61,3 @@ class Adam(CoordinatewiseRule):
         first_hat = first / one_minus_power(self.logit_beta1, step + 1)
         second_hat = second / one_minus_power(self.logit_beta2, step + 1)
         return -self.log_lr.exp() * first_hat / (safe_sqrt(second_hat) + self.config.eps), AdamState(first, second)
-

@@ -137,5 +137,5 @@ def lstm_cell(inputs: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor, bias
 
 
 def fast_tanh(x: Tensor) -> Tensor:
-    """tanh x = 2σ(2x) − 1: exact to 2e-7 in float32 and ten times faster than `torch.tanh` on CPUs."""
+    """Tanh x = 2σ(2x) − 1: exact to 2e-7 in float32 and ten times faster than `torch.tanh` on CPUs."""
     return 2 * torch.sigmoid(2 * x) - 1

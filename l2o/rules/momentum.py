@@ -1,8 +1,8 @@
 """Heavy-ball and Nesterov momentum in the form of `torch.optim.SGD`.
 
-    m_t = μ m_{t−1} + g_t
-    u_t = −η m_t                 (heavy ball; Polyak 1964)
-    u_t = −η (g_t + μ m_t)       (Nesterov; Sutskever et al. 2013, in the reparametrised form that frameworks use)
+m_t = μ m_{t−1} + g_t
+u_t = −η m_t                 (heavy ball; Polyak 1964)
+u_t = −η (g_t + μ m_t)       (Nesterov; Sutskever et al. 2013, in the reparametrised form that frameworks use)
 """
 
 import math

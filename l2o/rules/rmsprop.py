@@ -1,7 +1,7 @@
 """RMSprop (Tieleman & Hinton 2012, lecture 6.5) in the form of `torch.optim.RMSprop`.
 
-    v_t = α v_{t−1} + (1 − α) g_t²
-    u_t = −η g_t / (√v_t + ε)
+v_t = α v_{t−1} + (1 − α) g_t²
+u_t = −η g_t / (√v_t + ε)
 """
 
 import math

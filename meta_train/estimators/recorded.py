@@ -67,7 +67,9 @@ class Recorded(Estimator):
         for first in range(0, grads.shape[1], self.chunk):
             part = slice(first, first + self.chunk)
             chunk_state = type(state)(*(tensor[..., part] for tensor in state))
-            for total, piece in zip(totals, _vjp(rule, grads[:, part], cotangents[:, part], chunk_state, step), strict=True):
+            for total, piece in zip(
+                totals, _vjp(rule, grads[:, part], cotangents[:, part], chunk_state, step), strict=True
+            ):
                 total += piece
         return dict(zip(names, totals, strict=True))
 
@@ -101,9 +103,7 @@ def roll(
     return torch.stack(inner), torch.stack(meta), torch.stack(curve), trajectories
 
 
-def _vjp(
-    rule: CoordinatewiseRule, grads: Tensor, cotangents: Tensor, state: State, step: Tensor
-) -> tuple[Tensor, ...]:
+def _vjp(rule: CoordinatewiseRule, grads: Tensor, cotangents: Tensor, state: State, step: Tensor) -> tuple[Tensor, ...]:
     with torch.enable_grad():
         total = torch.zeros(())
         for t in range(len(grads)):

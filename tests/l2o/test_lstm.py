@@ -83,7 +83,12 @@ def test_stacked_layers_over_time_equal_torchs_lstm(lstm, generator):
         split = weight.shape[1] - config.hidden_size
         forget = torch.zeros(4, config.hidden_size)
         forget[1] = config.forget_bias
-        values = {"weight_ih": weight[:, :split], "weight_hh": weight[:, split:], "bias_ih": bias, "bias_hh": forget.flatten()}
+        values = {
+            "weight_ih": weight[:, :split],
+            "weight_hh": weight[:, split:],
+            "bias_ih": bias,
+            "bias_hh": forget.flatten(),
+        }
         for name, value in values.items():
             getattr(oracle, f"{name}_l{layer}").data.copy_(theirs(value))
     inputs = torch.stack([lstm.preprocess(row).T for row in grads])  # (T, n, features)
@@ -293,7 +298,10 @@ def sonnet_updates(arrays, grads):
     for g in grads:
         x = np.stack([np.maximum(np.log(np.abs(g) + 2.0**-23) / 5, -1), np.clip(np.exp(5) * g, -1, 1)], 1)
         for layer in (0, 1):
-            z = np.concatenate([x, hidden[layer]], 1) @ arrays[f"lstm_{layer + 1}/w_gates"] + arrays[f"lstm_{layer + 1}/b_gates"]
+            z = (
+                np.concatenate([x, hidden[layer]], 1) @ arrays[f"lstm_{layer + 1}/w_gates"]
+                + arrays[f"lstm_{layer + 1}/b_gates"]
+            )
             i, j, f, o = np.split(z, 4, axis=1)
             cell[layer] = cell[layer] * sigmoid(f + 1) + sigmoid(i) * np.tanh(j)
             x = hidden[layer] = np.tanh(cell[layer]) * sigmoid(o)
@@ -356,7 +364,9 @@ def write(path, kind):
 def test_importer_refuses_other_and_damaged_files(tmp_path, kind):
     path = tmp_path / "weights.npz"
     write(path, kind)
-    with pytest.raises(CheckpointError, match="weights.npz does not hold the weights of a TensorFlow coordinate-wise LSTM"):
+    with pytest.raises(
+        CheckpointError, match="weights.npz does not hold the weights of a TensorFlow coordinate-wise LSTM"
+    ):
         load_tensorflow_lstm(path)
 
 

@@ -57,7 +57,11 @@ def assert_same(left, right):
 def nonconvex_loss(params, noise):
     """Coupled over all tensors, with curvatures between 0.1 and 3 and gradients that change with the noise."""
     total = sum((p - noise[name]).square().sum() * (0.1 + i) for i, (name, p) in enumerate(params.items()))
-    return total / 2 + torch.sin(3 * sum(p.sum() for p in params.values())) + sum((p**4).sum() / 4 for p in params.values())
+    return (
+        total / 2
+        + torch.sin(3 * sum(p.sum() for p in params.values()))
+        + sum((p**4).sum() / 4 for p in params.values())
+    )
 
 
 @pytest.mark.parametrize("name", CLASSICS)
@@ -139,7 +143,9 @@ def test_concatenated_tensors_move_as_separate_ones(rule, generator):
     params, sequence = torch.randn(9, generator=generator), torch.randn(4, 9, generator=generator)
     whole, _ = run(rule, {"x": params}, [{"x": grads} for grads in sequence])
     together, _ = run(
-        rule, {"a": params[:4].reshape(2, 2), "b": params[4:]}, [{"a": g[:4].reshape(2, 2), "b": g[4:]} for g in sequence]
+        rule,
+        {"a": params[:4].reshape(2, 2), "b": params[4:]},
+        [{"a": g[:4].reshape(2, 2), "b": g[4:]} for g in sequence],
     )
     assert_same(torch.cat([together["a"].flatten(), together["b"]]), whole["x"])
     alone, _ = run(rule, {"b": params[4:]}, [{"b": grads[4:]} for grads in sequence])
@@ -253,6 +259,11 @@ def test_adams_bias_correction_keeps_its_digits_in_float32_when_beta_is_near_one
 
 
 def test_lr_outside_its_range_is_refused_by_every_classic():
-    for rule_type, config_type in ((SGD, SGDConfig), (Momentum, MomentumConfig), (RMSprop, RMSpropConfig), (Adam, AdamConfig)):
+    for rule_type, config_type in (
+        (SGD, SGDConfig),
+        (Momentum, MomentumConfig),
+        (RMSprop, RMSpropConfig),
+        (Adam, AdamConfig),
+    ):
         with pytest.raises(ValueError, match="math domain|positive"):
             rule_type(config_type(lr=-math.pi))
