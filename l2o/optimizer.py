@@ -70,7 +70,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return super().__getstate__() | {"rule": self.rule}
 
     def load_state_dict(self, state_dict) -> None:
-        """Restore the state; unlike the base class it keeps the saved dtypes (float32 memory of bfloat16 parameters)."""
+        """Restore the state; unlike the base class, keep the saved dtypes (float32 memory of bfloat16 parameters)."""
         super().load_state_dict(state_dict)
         saved_order = [index for group in state_dict["param_groups"] for index in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]

@@ -61,8 +61,8 @@ def _draw_panel(axis, setting: str, rows: list[dict], styles: dict[str, dict], s
         axis.fill_between(steps, low, high, color=style["color"], alpha=0.12, linewidth=0)
     if steps[-1] > sum_steps:
         axis.axvline(sum_steps, color="0.6", linewidth=0.8)
-        axis.annotate("trained and tuned up to here", (sum_steps, 0.98), xycoords=("data", "axes fraction"), rotation=90,
-                      va="top", ha="right", fontsize=7, color="0.4")  # fmt: skip
+        note = {"va": "top", "ha": "right", "fontsize": 7, "color": "0.4", "rotation": 90}
+        axis.annotate("trained and tuned up to here", (sum_steps, 0.98), xycoords=("data", "axes fraction"), **note)
     axis.set(yscale="log", xlabel="step", ylabel="loss", title=setting)
     axis.grid(which="major", alpha=0.3)
 
@@ -103,8 +103,8 @@ def _verdict(setting: str, rows: list[dict]) -> str:
         word = "wins" if change < 0 else "LOSES"
         diverged = f", {row['diverged']} runs diverged" if int(row["diverged"]) else ""
         sentences.append(
-            f"{row['method']} {word}: {abs(change):.0%} {'below' if change < 0 else 'above'} {classic['method']}, the best "
-            f"classic, in the mean sum of losses, lower on {float(row['wins']):.0%} of the problems{diverged}."
+            f"{row['method']} {word}: {abs(change):.0%} {'below' if change < 0 else 'above'} {classic['method']}, the "
+            f"best classic, in the mean sum of losses, lower on {float(row['wins']):.0%} of the problems{diverged}."
         )
     return f"- *{setting}*: " + " ".join(sentences)
 
@@ -123,8 +123,8 @@ Command: `{protocol["command"]}`
 {verdicts}
 
 ## Table
-Losses of {protocol["problems"]} test problems per setting, the same problems and minibatches for every method. The score
-is the sum of the losses at θ₀ … θ_{protocol["sum_steps"] - 1}; the final loss is the mean of the last ten of
+Losses of {protocol["problems"]} test problems per setting, the same problems and minibatches for every method. The
+score is the sum of the losses at θ₀ … θ_{protocol["sum_steps"] - 1}; the final loss is the mean of the last ten of
 {protocol["steps"]} steps. *Wins*: share of the problems with a lower sum than the best classic's. *CPU s*: per problem.
 
 {table}
@@ -132,8 +132,8 @@ is the sum of the losses at θ₀ … θ_{protocol["sum_steps"] - 1}; the final 
 ![curves](curves.png)
 
 ## Method
-Every classic's learning rate minimises the mean sum of losses on {protocol["tuning_problems"]} problems of its own (another
-seed, the outer_valid split), over a grid of four a decade from 3e-4 to 3, extended at the ends and refined around the
+Every classic's learning rate minimises the mean sum of losses on {protocol["tuning_problems"]} problems of its own
+(another seed, the outer_valid split), over a grid of four a decade from 3e-4 to 3, extended at the ends and refined around the
 best: {min(tried)} to {max(tried)} learning rates a method and setting. Learned rules run as they are, at lr 1.
 Lines are means, bands the quartiles.
 

@@ -1,4 +1,4 @@
-"""A run on disk: config.json, env.json, metrics.jsonl, checkpoints/{last,best}, and state.safetensors to resume from."""
+"""A run on disk: config.json, env.json, metrics.jsonl, checkpoints/{last,best}, state.safetensors to resume from."""
 
 import json
 import os

@@ -136,16 +136,3 @@ def all_tasks():
     """The list itself, for tests of its completeness."""
     return ALL_TASKS
 
-
-def pytest_configure(config):
-    """Declare the marks."""
-    config.addinivalue_line("markers", "slow: takes more than a minute; runs with `pytest -m slow` only")
-    config.addinivalue_line("markers", "gpu: repeats a CPU test on a GPU")
-
-
-def pytest_collection_modifyitems(config, items):
-    """Leave slow tests out unless the command line's -m mentions them."""
-    if "slow" not in (config.option.markexpr or ""):
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))

@@ -5,6 +5,8 @@
 
 #include "simd.h"
 
+#define UNROLL _Pragma("GCC unroll 32")
+
 namespace l2o {
 
 constexpr int kWide = 2;  // vectors per block: every broadcast weight is used twice
@@ -74,9 +76,13 @@ template <class T, int units>
 inline void add_products(Vec<T> (&acc)[4 * units][kWide], const T* weight, long unit_stride, Rows<T> rows, int count) {
     for (int k = 0; k < count; ++k) {
         Vec<T> x[kWide];
+        UNROLL
         for (int v = 0; v < kWide; ++v) x[v] = load<T>(rows[k] + v * Simd<T>::lanes);
+        UNROLL
         for (int u = 0; u < units; ++u)
+            UNROLL
             for (int gate = 0; gate < 4; ++gate)
+                UNROLL
                 for (int v = 0; v < kWide; ++v) acc[4 * u + gate][v] += weight[u * unit_stride + 4 * k + gate] * x[v];
     }
 }
@@ -89,13 +95,17 @@ template <class T> struct CellRows {
 template <class T, int units, bool record>
 inline void forward_units(const Layer<T>& layer, int unit, const CellRows<T>& rows) {
     Vec<T> acc[4 * units][kWide];
+    UNROLL
     for (int r = 0; r < 4 * units; ++r)
+        UNROLL
         for (int v = 0; v < kWide; ++v) acc[r][v] = broadcast<T>(layer.bias[4 * unit + r]);
     const long unit_stride = 4 * layer.columns();
     const T* weight = layer.forward + unit * unit_stride;
     add_products<T, units>(acc, weight, unit_stride, rows.inputs, layer.inputs);
     add_products<T, units>(acc, weight + 4 * layer.inputs, unit_stride, rows.hidden, layer.units);
+    UNROLL
     for (int u = 0; u < units; ++u)
+        UNROLL
         for (int v = 0; v < kWide; ++v) {
             const int at = v * Simd<T>::lanes, j = unit + u;
             Vec<T> i = sigmoid<T>(acc[4 * u][v]), f = sigmoid<T>(acc[4 * u + 1][v]);
@@ -145,11 +155,16 @@ template <class T, int columns> inline void input_columns(const T* weight, int r
     Vec<T> acc[columns][kWide] = {};
     for (int r = 0; r < rows; ++r) {
         Vec<T> d[kWide];
+        UNROLL
         for (int v = 0; v < kWide; ++v) d[v] = load<T>(dz[r] + v * Simd<T>::lanes);
+        UNROLL
         for (int k = 0; k < columns; ++k)
+            UNROLL
             for (int v = 0; v < kWide; ++v) acc[k][v] += weight[(k / 4 * (long)rows + r) * 4 + k % 4] * d[v];
     }
+    UNROLL
     for (int k = 0; k < columns; ++k)
+        UNROLL
         for (int v = 0; v < kWide; ++v) store<T>(out[k] + v * Simd<T>::lanes, acc[k][v]);
 }
 
@@ -167,12 +182,21 @@ template <class T> inline void backward_inputs(const Layer<T>& layer, bool with_
 // sums[r·columns + k] += Σ_s rows[r][s] cols[k][s] over `length` contiguous numbers: products of whole sequences.
 template <class T, int n_rows, int n_columns>
 inline void add_outer(T* sums, const T* const* rows, const T* const* columns, long length) {
-    Vec<T> acc[n_rows * n_columns] = {};
+    Vec<T> acc[n_rows * n_columns];
+    UNROLL
+    for (int k = 0; k < n_rows * n_columns; ++k) acc[k] = Vec<T>{};
     for (long s = 0; s < length; s += Simd<T>::lanes) {
         Vec<T> right[n_columns];
-        for (int k = 0; k < n_columns; ++k) right[k] = load<T>(columns[k] + s);
+        UNROLL
+        for (int k = 0; k < n_columns; ++k) {
+            right[k] = load<T>(columns[k] + s);
+            asm("" : "+v"(right[k]));
+        }
+        UNROLL
         for (int r = 0; r < n_rows; ++r) {
             Vec<T> left = load<T>(rows[r] + s);
+            asm("" : "+v"(left));  // in a register: as a memory operand of each product it would be loaded repeatedly
+            UNROLL
             for (int k = 0; k < n_columns; ++k) acc[r * n_columns + k] += left * right[k];
         }
     }

@@ -126,19 +126,21 @@ inline Vec<T> halves(Vec<T> a, Vec<T> b, std::integer_sequence<int, lane...>) {
     return __builtin_shuffle(a, b, Int<T>{((lane / step) * 2 * step + lane % step + (high ? step : 0))...});
 #endif
 }
-template <class T, int step> inline void fold(Vec<T>* x, int count) {
+template <class T, int step, int count> inline __attribute__((always_inline)) void fold(Vec<T>* x) {
     using Lanes = std::make_integer_sequence<int, Simd<T>::lanes>;
+    _Pragma("GCC unroll 32")
     for (int k = 0; k < count; ++k)
         x[k] = halves<T, step, false>(x[2 * k], x[2 * k + 1], Lanes{}) +
                halves<T, step, true>(x[2 * k], x[2 * k + 1], Lanes{});
-    if constexpr (step > 1) fold<T, step / 2>(x, count / 2);
+    if constexpr (step > 1) fold<T, step / 2, count / 2>(x);
 }
 // sums[k] += Σ_lanes x[k] for k < count, where count is a multiple of the number of lanes. Destroys x.
 template <class T, int count> inline void add_lane_sums(T* sums, Vec<T>* x) {
     constexpr int lanes = Simd<T>::lanes;
     static_assert(count % lanes == 0);
+    _Pragma("GCC unroll 32")
     for (int k = 0; k < count; k += lanes) {
-        fold<T, lanes / 2>(x + k, lanes / 2);
+        fold<T, lanes / 2, lanes / 2>(x + k);
         store<T>(sums + k, load<T>(sums + k) + x[k]);
     }
 }

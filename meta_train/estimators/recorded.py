@@ -85,8 +85,8 @@ def roll(
 ) -> tuple[Tensor, Tensor, Tensor, Trajectories]:
     """Unroll without a graph and keep the gradients.
 
-    Returns: inner gradients g_s … g_{s+K−1} and meta-loss gradients ∇f(θ_{s+1}) … ∇f(θ_{s+K}), each (K, n) in the layout
-    of `flatten`; losses (K, n_tasks); the trajectories after the window.
+    Returns: inner gradients g_s … g_{s+K−1} and meta-loss gradients ∇f(θ_{s+1}) … ∇f(θ_{s+K}), each (K, n) in the
+    layout of `flatten`; losses (K, n_tasks); the trajectories after the window.
     """
     own_batches = meta_loss.split != meta_loss.inner_split
     inner, meta, curve = [], [], []

@@ -31,7 +31,7 @@ CLASSICS = {
 
 
 def random_like(shapes, generator, leading=(), dtype=None):
-    return {name: torch.randn(*leading, *shape, generator=generator, dtype=dtype) for name, shape in shapes.items()}
+    return {name: torch.randn((*leading, *shape), generator=generator, dtype=dtype) for name, shape in shapes.items()}
 
 
 def observe(params, grads, step=0):
@@ -59,7 +59,7 @@ def nonconvex_loss(params, noise):
     total = sum((p - noise[name]).square().sum() * (0.1 + i) for i, (name, p) in enumerate(params.items()))
     return (
         total / 2
-        + torch.sin(3 * sum(p.sum() for p in params.values()))
+        + torch.sin(sum(p.sum() for p in params.values()) / 3)
         + sum((p**4).sum() / 4 for p in params.values())
     )
 
