@@ -23,7 +23,8 @@ def load_tensorflow_lstm(path: str | os.PathLike) -> CoordinatewiseLSTM:
         CheckpointError: if the file is not such an npz, or its shapes are not those of a 2×20 LSTM on two features.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # Opened here, because np.load leaves a damaged file open.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             weights = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
         state = {"output_weight": weights.pop("linear/w").T, "output_bias": weights.pop("linear/b")}
         for layer in (0, 1):

@@ -56,12 +56,15 @@ def run_benchmark(protocol: Protocol, checkpoints: Sequence[str], out: Path, com
             _add_wins(summary, setting, sums)
     _write_csv(out / "summary.csv", summary)
     _write_csv(out / "curves.csv", curves)
-    (out / "protocol.json").write_text(json.dumps(_describe(protocol, command), indent=2) + "\n")
+    (out / "protocol.json").write_text(json.dumps(_describe(protocol, command, out), indent=2) + "\n")
 
 
 def learned_rules(protocol: Protocol, checkpoints: Sequence[str]) -> dict[str, UpdateRule]:
     """Return the learned rules of a race by label, published weights included where they are at hand."""
-    rules = {Path(source).name: load_rule(source) for source in checkpoints or protocol.learned}
+    sources = list(checkpoints or protocol.learned)
+    names = [Path(source).resolve().name for source in sources]
+    labels = [n if names.count(n) == 1 and n not in CLASSICS else s for n, s in zip(names, sources, strict=True)]
+    rules = {label: load_rule(source) for label, source in zip(labels, sources, strict=True)}
     folder = Path(os.environ.get("L2O_DATA", "")) / "checkpoints"
     for name in protocol.published:
         if os.environ.get("L2O_DATA") and (folder / f"{name}.npz").is_file():
@@ -116,10 +119,11 @@ def _add_wins(summary: list[dict], setting: str, sums: dict[str, Tensor]) -> Non
             row["wins"] = f"{(sums[row['method']] < sums[best]).double().mean().item():.4g}"
 
 
-def _describe(protocol: Protocol, command: str) -> dict[str, object]:
+def _describe(protocol: Protocol, command: str, out: Path) -> dict[str, object]:
     settings = {name: f"{family}" for name, family in protocol.settings.items()}
     facts = {field.name: getattr(protocol, field.name) for field in dataclasses.fields(protocol)}
-    return facts | {"settings": settings, "command": command, "environment": describe_environment()}
+    origin = {"command": command, "directory": str(out), "environment": describe_environment()}
+    return facts | {"settings": settings} | origin
 
 
 def _check_writable(out: Path) -> None:

@@ -39,8 +39,9 @@ def train_command(preset: str, default: TrainConfig) -> Callable[..., None]:
         wandb: Wandb = "auto",
         threads: Threads = None,
     ) -> None:
+        set_threads(threads)
         path = out or Path("runs") / f"{preset}-{datetime.now():%Y%m%d-%H%M%S}"
-        run_training(RunDirectory.create(path, config), wandb, threads)
+        run_training(RunDirectory.create(path, config), wandb)
 
     return command
 
@@ -63,7 +64,8 @@ def resume(run_directory: tyro.conf.Positional[Path], wandb: Wandb = "auto", thr
     Args:
         run_directory: Directory that l2o train made.
     """
-    run_training(RunDirectory.open(run_directory), wandb, threads)
+    set_threads(threads)
+    run_training(RunDirectory.open(run_directory), wandb)
 
 
 @app.command
@@ -115,9 +117,8 @@ def list_everything() -> None:
         print(f"  {name:<16}{', '.join(f'{key} = {value:.4g}' for key, value in results.items())}")
 
 
-def run_training(run: RunDirectory, wandb: WandbMode, threads: int | None) -> None:
+def run_training(run: RunDirectory, wandb: WandbMode) -> None:
     """Train to the end or to the first SIGINT or SIGTERM, which ends the run with a checkpoint."""
-    set_threads(threads)
     progress = Progress(run, wandb)
     trainer = Trainer(run, progress)
 
@@ -135,7 +136,7 @@ def run_training(run: RunDirectory, wandb: WandbMode, threads: int | None) -> No
     print(", ".join(f"{name} {value:g}" for name, value in summary.items()))
     if trainer.outer_step < run.config.outer_steps:
         raise KeyboardInterrupt(f"stopped with a checkpoint; continue with: l2o resume {run.path}")
-    print(f'checkpoint: {run.checkpoints / "best"}   (l2o.load("{run.path}", params))')
+    print(f'checkpoint: {find(run.path)}   (l2o.load("{run.path}", params))')
 
 
 def set_threads(threads: int | None) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -76,16 +77,21 @@ class TrainConfig:
             "checkpoint_every",
         )
         for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {value}")
         for name in ("outer_lr", "clip", "divergence"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
+            if not (value is None and name == "clip") and not (value is not None and 0 < value < float("inf")):
                 raise ValueError(f"{name} must be positive and finite, got {value}")
         if not 0 <= self.final_outer_lr <= 1:
             raise ValueError(f"final_outer_lr is a fraction in [0, 1], got {self.final_outer_lr}")
-        if not -(2**63) <= self.seed < 2**63:
-            raise ValueError(f"seed must fit in 64 bits, got {self.seed}")
+        if not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed must be an integer of 64 bits, got {self.seed}")
+        if self.estimator not in ("auto", "recorded", "truncated") or self.order not in (1, 2):
+            raise ValueError(
+                f"estimator is auto, recorded or truncated and order 1 or 2, got {self.estimator!r} and {self.order!r}"
+            )
         if self.truncation > self.horizon:
             raise ValueError(f"truncation ({self.truncation}) must not exceed horizon ({self.horizon})")
         if self.estimator == "recorded" and self.order == 2:
@@ -102,29 +108,40 @@ class TrainConfig:
         return RULES[name][0](self.rule, generator) if name == "lstm" else RULES[name][0](self.rule)
 
 
+_CLASSIFIER_LSTM = LSTMConfig(p=10.0, scale=0.1, forget_bias=1.0)
+
 PRESETS: dict[str, TrainConfig] = {
     "quadratic": TrainConfig(
         Quadratic(),
         LSTMConfig(p=None, scale=0.1),
         n_tasks=128,
         outer_steps=20_000,
-        valid_tasks=2048,
+        valid_tasks=4096,
         validate_every=500,
+        checkpoint_every=500,
     ),
-    "mnist": TrainConfig(MLP("mnist"), LSTMConfig(p=5.0, scale=0.01, forget_bias=1.0), n_tasks=1, outer_steps=20_000),
-    "digits": TrainConfig(MLP("digits"), LSTMConfig(p=5.0, scale=0.01, forget_bias=1.0), n_tasks=4, outer_steps=2000),
+    "mnist": TrainConfig(MLP("mnist"), _CLASSIFIER_LSTM, n_tasks=1, outer_steps=5000, outer_lr=0.01, valid_tasks=24),
+    "digits": TrainConfig(MLP("digits"), _CLASSIFIER_LSTM, n_tasks=4, outer_steps=800, outer_lr=0.01, valid_tasks=32),
 }
 """Starting points of `l2o train`; every field can be overridden."""
 
 
 def config_name(rule_config: Any) -> str:
-    """Return the name in `RULES` of a rule's config."""
-    return next(name for name, (_, config_type) in RULES.items() if type(rule_config) is config_type)
+    """Return the name in `RULES` of a rule's config.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    return _name(rule_config, {name: config_type for name, (_, config_type) in RULES.items()}, "l2o.rules.RULES")
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:
-    """Return the config as JSON-able dictionaries; `from_json` is its inverse."""
-    task_name = next(name for name, family in TASKS.items() if type(config.task) is family)
+    """Return the config as JSON-able dictionaries; `from_json` is its inverse.
+
+    Raises:
+        ValueError: if the task family or the rule has no name.
+    """
+    task_name = _name(config.task, TASKS, "tasks.TASKS")
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return values | {
         "task": {"name": task_name, **dataclasses.asdict(config.task)},
@@ -148,3 +165,10 @@ def from_json(values: dict[str, Any]) -> TrainConfig:
         return TrainConfig(task=task, rule=rule, meta_loss=meta_loss, **values)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a training configuration of this version of l2o: {error!r}") from error
+
+
+def _name(value: object, types: Mapping[str, type], table: str) -> str:
+    for name, known in types.items():
+        if type(value) is known:
+            return name
+    raise ValueError(f"{type(value).__name__} has no name in {table}, which lists {sorted(types)}; add it there")

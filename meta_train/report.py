@@ -113,11 +113,12 @@ def _readme(protocol: dict, summary: list[dict], table: str) -> str:
     environment = protocol["environment"]
     tried = [int(row["lrs_tried"]) for row in summary if row["kind"] == "classic"]
     verdicts = "\n".join(_verdict(setting, _rows(summary, setting)) for setting in protocol["settings"])
+    directory = protocol.get("directory", f"results/{protocol['name']}")
     settings = "\n".join(f"- *{name}*: `{family}`" for name, family in protocol["settings"].items())
     return f"""# {protocol["name"]}: {protocol["question"]}
 
 Command: `{protocol["command"]}`
-(rebuild this page and the figure from the CSV files: `l2o report results/{protocol["name"]}`)
+(rebuild this page and the figure from the CSV files: `l2o report {directory}`)
 
 ## Verdict
 {verdicts}

@@ -1,6 +1,7 @@
 """A run on disk: config.json, env.json, metrics.jsonl, checkpoints/{last,best}, state.safetensors to resume from."""
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -35,7 +36,7 @@ class RunDirectory:
         """Make a fresh run directory."""
         if (path / "config.json").exists():
             raise FileExistsError(
-                f"{path} already holds a run; continue it with --resume {path}, or choose another --out"
+                f"{path} already holds a run; continue it with l2o resume {path}, or choose another --out"
             )
         path.mkdir(parents=True, exist_ok=True)
         _write_atomically(path / "env.json", json.dumps(describe_environment(), indent=2) + "\n")
@@ -69,7 +70,8 @@ class RunDirectory:
             raise ValueError(f"{self._state} is damaged ({error}); start the run again") from error
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl."""
+        """Append a line to metrics.jsonl; JSON has no word for a number that is not finite but null."""
+        record = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         with self._metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
@@ -82,24 +84,30 @@ class RunDirectory:
             try:
                 if json.loads(line)["outer_step"] <= outer_step:
                     kept.append(line + "\n")
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, TypeError):
                 continue
         _write_atomically(self._metrics, "".join(kept))
 
 
 def describe_environment() -> dict[str, Any]:
     """Return versions, commit and machine."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip() if commit.returncode == 0 else None,
+        "commit": _commit(),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in ("torch", "numpy", "safetensors")},
         "machine": {"system": platform.platform(), "cpu": _cpu_name(), "cores": os.cpu_count()},
         "threads": torch.get_num_threads(),
     }
+
+
+def _commit() -> str | None:
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:  # git is not installed
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None
 
 
 def _cpu_name() -> str:

@@ -1,6 +1,9 @@
 """What a person sees of a run: a progress bar or plain lines, metrics.jsonl, and Weights & Biases when installed."""
 
+import hashlib
+import math
 import os
+import re
 import sys
 import time
 from typing import Any, Literal
@@ -30,18 +33,19 @@ class Progress:
         self.total = run.config.outer_steps
         self.bar: tqdm | None = None
         self.wandb = start_wandb(run, wandb_mode)
-        self._window: list[float] = []
+        self.window: list[float] = []
+        """Losses since the last record; part of the checkpoint, so that a resumed run records the same means."""
         self._inner_steps, self._since = 0, time.perf_counter()
         self._line_time, self._begun = 0.0, None
         self._validation = ""
 
     def outer_step(self, outer_step: int, loss: float, inner_steps: int, skipped: int) -> None:
-        """Note one outer step: mean inner loss of its window and the inner steps made, over all tasks."""
+        """Note one outer step: mean loss of its window (NaN if skipped) and inner steps made, over all tasks."""
         if self._begun is None:
             self._begun = (outer_step - 1, time.perf_counter())
             if sys.stderr.isatty():
                 self.bar = tqdm(total=self.total, initial=outer_step - 1, unit="outer step", dynamic_ncols=True)
-        self._window.append(loss)
+        self.window.append(loss)
         self._inner_steps += inner_steps
         if self.bar is not None:
             self.bar.update()
@@ -60,15 +64,17 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
         if self.wandb is not None:
-            self.wandb.finish(quiet=True)
+            self.wandb.finish()
 
     def _flush(self, outer_step: int, skipped: int) -> None:
         now = time.perf_counter()
-        loss, rate = sum(self._window) / len(self._window), self._inner_steps / (now - self._since)
+        usable = [loss for loss in self.window if math.isfinite(loss)]
+        loss = sum(usable) / len(usable) if usable else math.nan
+        rate = self._inner_steps / (now - self._since)
         self._record({
             "outer_step": outer_step, "train/loss": loss, "inner_steps_per_s": round(rate, 1), "skipped": skipped,
         })  # fmt: skip
-        self._window, self._inner_steps, self._since = [], 0, now
+        self.window, self._inner_steps, self._since = [], 0, now
         status = f"loss {loss:.4g}, {rate:,.0f} inner steps/s" + (f", {skipped} windows skipped" if skipped else "")
         if self.bar is not None:
             self.bar.set_description_str(status)
@@ -81,8 +87,8 @@ class Progress:
 
     def _time_left(self, outer_step: int, now: float) -> str:
         first, begun = self._begun or (0, now)
-        seconds = (now - begun) / max(outer_step - first, 1) * (self.total - outer_step)
-        return f"{seconds // 60:.0f} min {seconds % 60:02.0f} s left"
+        seconds = round((now - begun) / max(outer_step - first, 1) * (self.total - outer_step))
+        return f"{seconds // 60} min {seconds % 60:02d} s left"
 
     def _record(self, record: dict[str, Any]) -> None:
         self.run.log(record)
@@ -96,7 +102,7 @@ def start_wandb(run: RunDirectory, mode: WandbMode):
     """Return a W&B run for a run directory, or None when off or not installed.
 
     Raises:
-        ValueError: if online is asked for and wandb is not installed.
+        ValueError: if online is asked for, but wandb is not installed, nobody is logged in or no server answers.
     """
     if mode == "off" or os.environ.get("WANDB_MODE") == "disabled":
         return None
@@ -106,17 +112,32 @@ def start_wandb(run: RunDirectory, mode: WandbMode):
         if mode == "online":
             raise ValueError("--wandb online needs wandb: pip install 'l2o[train]'") from None
         return None
-    if mode == "auto":
-        mode = "online" if wandb.api.api_key else "offline"
-    settings = wandb.Settings(silent=True, console="off", disable_git=True)
-    name = run.path.name
+    logged_in = mode != "offline" and wandb.login(prompt=False, verify=False)
+    if mode == "online" and not logged_in:
+        raise ValueError("--wandb online needs a login: run `wandb login` once, or take --wandb offline")
+    if logged_in:
+        try:
+            return _init_wandb(run, "online")
+        except wandb.errors.Error as error:
+            if mode == "online":
+                raise ValueError(f"--wandb online: {error}. Check the network, or take --wandb offline") from error
+            print(f"Weights & Biases goes on offline: {error}", file=sys.stderr)
+    return _init_wandb(run, "offline")
+
+
+def _init_wandb(run: RunDirectory, mode: Literal["online", "offline"]):
+    import wandb
+
+    name = run.path.resolve().name
+    # The directory's name alone would mix two runs which had it one after the other.
+    digest = hashlib.sha256((run.path / "env.json").read_bytes()).hexdigest()[:8]
     return wandb.init(
         project="l2o",
-        id=name,
+        id=re.sub(r"[^\w.-]", "-", name)[:64] + "-" + digest,
         name=name,
         resume="allow",
         mode=mode,
         dir=run.path,
         config=to_json(run.config),
-        settings=settings,
+        settings=wandb.Settings(silent=True, console="off", disable_git=True),
     )

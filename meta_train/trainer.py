@@ -77,8 +77,8 @@ class Trainer:
             self.skipped += 1
             self._restart()
         self.outer_step += 1
-        inner_steps = len(weights) * config.n_tasks
-        self.progress.outer_step(self.outer_step, result.losses.mean().item(), inner_steps, self.skipped)
+        loss = result.losses.mean().item() if usable else math.nan
+        self.progress.outer_step(self.outer_step, loss, len(weights) * config.n_tasks, self.skipped)
 
     def _is_usable(self, result: MetaGradient) -> bool:
         losses_fine = (result.losses <= self.config.divergence * self.first_losses.abs()).all()
@@ -126,15 +126,25 @@ class Trainer:
         for index, slots in self.adam.state_dict()["state"].items():
             groups[f"adam/{index}"] = slots
         tensors = {f"{group}/{name}": tensor for group, part in groups.items() for name, tensor in part.items()}
-        return tensors, {"outer_step": self.outer_step, "skipped": self.skipped, "best": self.best}
+        counters = {"outer_step": self.outer_step, "skipped": self.skipped, "best": self.best}
+        return tensors, counters | {"window": self.progress.window}
 
     def _resume(self) -> None:
         loaded = self.run.load_state()
         if loaded is None:
             self.run.truncate_log(0)
             return
-        tensors, counters = loaded
+        try:
+            self._restore(*loaded)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self.run.path}: state.safetensors does not fit config.json ({error}); was one of them changed?"
+            ) from error
+        self.run.truncate_log(self.outer_step)
+
+    def _restore(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
         self.outer_step, self.skipped, self.best = (counters[name] for name in ("outer_step", "skipped", "best"))
+        self.progress.window = counters["window"]
 
         def group(prefix):
             return {name.removeprefix(prefix + "/"): t for name, t in tensors.items() if name.startswith(prefix + "/")}
@@ -147,4 +157,3 @@ class Trainer:
         self.trajectories = Trajectories(group("tasks"), group("params"), memory, loop["step"])
         self.first_losses = loop["first_losses"]
         self.generator.set_state(loop["generator"])
-        self.run.truncate_log(self.outer_step)

@@ -66,7 +66,7 @@ class NormState(NamedTuple):
 
 
 class NormalizedSGD(UpdateRule):
-    """Gradient descent divided by a running mean of the global gradient norm: the simplest rule that mixes coordinates."""
+    """Gradient descent divided by a running mean of the global gradient norm: a simple rule that mixes coordinates."""
 
     config = None
 
@@ -135,4 +135,3 @@ def all_rules():
 def all_tasks():
     """The list itself, for tests of its completeness."""
     return ALL_TASKS
-

@@ -5,8 +5,6 @@
 
 #include "simd.h"
 
-#define UNROLL _Pragma("GCC unroll 32")
-
 namespace l2o {
 
 constexpr int kWide = 2;  // vectors per block: every broadcast weight is used twice
@@ -103,25 +101,31 @@ inline void forward_units(const Layer<T>& layer, int unit, const CellRows<T>& ro
     const T* weight = layer.forward + unit * unit_stride;
     add_products<T, units>(acc, weight, unit_stride, rows.inputs, layer.inputs);
     add_products<T, units>(acc, weight + 4 * layer.inputs, unit_stride, rows.hidden, layer.units);
+    Vec<T> tanh_c[units * kWide], open[units * kWide];
     UNROLL
-    for (int u = 0; u < units; ++u)
-        UNROLL
-        for (int v = 0; v < kWide; ++v) {
-            const int at = v * Simd<T>::lanes, j = unit + u;
-            Vec<T> i = sigmoid<T>(acc[4 * u][v]), f = sigmoid<T>(acc[4 * u + 1][v]);
-            Vec<T> o = sigmoid<T>(acc[4 * u + 2][v]), g = tanh<T>(acc[4 * u + 3][v]);
-            Vec<T> c = f * load<T>(rows.cell[j] + at) + i * g, tanh_c = tanh<T>(c);
-            store<T>(rows.next_cell[j] + at, c);
-            store<T>(rows.next_hidden[j] + at, o * tanh_c);
-            if constexpr (record) {
-                const int size = layer.units;
-                store<T>(rows.gates[j] + at, i);
-                store<T>(rows.gates[size + j] + at, f);
-                store<T>(rows.gates[2 * size + j] + at, o);
-                store<T>(rows.gates[3 * size + j] + at, g);
-                store<T>(rows.tanh_cell[j] + at, tanh_c);
-            }
+    for (int k = 0; k < units * kWide; ++k) {
+        const int j = unit + k / kWide, v = k % kWide, at = v * Simd<T>::lanes, u4 = 4 * (k / kWide), size = layer.units;
+        Vec<T> gate[4] = {acc[u4][v], acc[u4 + 1][v], acc[u4 + 2][v], acc[u4 + 3][v]};
+        sigmoids<T, 4>(gate);
+        const Vec<T> g = T(2) * gate[3] - T(1), c = gate[1] * load<T>(rows.cell[j] + at) + gate[0] * g;
+        store<T>(rows.next_cell[j] + at, c);
+        open[k] = gate[2];
+        tanh_c[k] = c * T(-2 * kLog2e);
+        if constexpr (record) {
+            store<T>(rows.gates[j] + at, gate[0]);
+            store<T>(rows.gates[size + j] + at, gate[1]);
+            store<T>(rows.gates[2 * size + j] + at, gate[2]);
+            store<T>(rows.gates[3 * size + j] + at, g);
         }
+    }
+    sigmoids<T, units * kWide>(tanh_c);
+    UNROLL
+    for (int k = 0; k < units * kWide; ++k) {
+        const int j = unit + k / kWide, at = k % kWide * Simd<T>::lanes;
+        tanh_c[k] = T(2) * tanh_c[k] - T(1);
+        store<T>(rows.next_hidden[j] + at, open[k] * tanh_c[k]);
+        if constexpr (record) store<T>(rows.tanh_cell[j] + at, tanh_c[k]);
+    }
 }
 
 // z = W [x; h] + b;  c' = σ(f) c + σ(i) tanh(g);  h' = σ(o) tanh(c').

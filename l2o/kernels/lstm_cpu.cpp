@@ -24,24 +24,24 @@ struct Arguments {
 
 namespace l2o {
 
-// One block of a row, padded with zeros where the row ends.
-template <class T> inline void load_row(T* to, const T* from, long count) {
-    if (count == kBlock<T>)
-        std::memcpy(to, from, kBlock<T> * sizeof(T));
+// `width` numbers of a row, of which the first `count` exist and the others are zero.
+template <class T, int width = kBlock<T>> inline void load_row(T* to, const T* from, long count) {
+    if (count == width)
+        std::memcpy(to, from, width * sizeof(T));
     else
-        std::fill(std::copy(from, from + count, to), to + kBlock<T>, T(0));
+        std::fill(std::copy(from, from + count, to), to + width, T(0));
 }
-template <class T> inline void store_row(T* to, const T* from, long count) {
-    if (count == kBlock<T>)
-        std::memcpy(to, from, kBlock<T> * sizeof(T));
+template <class T, int width = kBlock<T>> inline void store_row(T* to, const T* from, long count) {
+    if (count == width)
+        std::memcpy(to, from, width * sizeof(T));
     else
         std::copy(from, from + count, to);
 }
-template <class T> void load_rows(Rows<T> to, const T* from, long n, long rows, long count) {
-    for (long r = 0; r < rows; ++r) load_row(to[r], from + r * n, count);
+template <class T, int width = kBlock<T>> void load_rows(Rows<T> to, const T* from, long n, long rows, long count) {
+    for (long r = 0; r < rows; ++r) load_row<T, width>(to[r], from + r * n, count);
 }
-template <class T> void store_rows(T* to, Rows<T> from, long n, long rows, long count) {
-    for (long r = 0; r < rows; ++r) store_row(to + r * n, from[r], count);
+template <class T, int width = kBlock<T>> void store_rows(T* to, Rows<T> from, long n, long rows, long count) {
+    for (long r = 0; r < rows; ++r) store_row<T, width>(to + r * n, from[r], count);
 }
 
 // A buffer that a thread keeps between calls: faulting in fresh pages costs as much as the arithmetic.
@@ -55,47 +55,60 @@ inline void* scratch(size_t bytes) {
     return buffer.get();
 }
 
-template <class T> Network<T> network_of(const Arguments& a) {
+template <class T> Network<T> network_of(const Arguments& a, bool backward) {
     Constants<T> constants{a.logarithm != 0, T(a.p),     T(std::exp(-a.p)),
                            T(a.log_eps),     T(a.scale), T(a.forget_bias)};
     return {constants, int(a.units), int(a.layers), (const T* const*)a.weights, (const T* const*)a.biases,
-            (const T*)a.output_weight, (const T*)a.output_bias};
+            (const T*)a.output_weight, (const T*)a.output_bias, backward};
 }
 
-template <class T> void step_block(const Network<T>& network, const Arguments& a, long begin) {
-    constexpr int wide = kBlock<T>;
-    const int units = network.units, layers = network.layers.size();
-    const long count = std::min<long>(wide, a.n - begin);
-    T* memory = (T*)scratch((3 + 4 * units) * wide * sizeof(T));
-    T* row = memory;  // gradients in, updates out
-    Rows<T> inputs{memory + wide, wide}, cell{memory + 3 * wide, wide}, hidden{cell[units], wide};
-    Rows<T> next[2] = {{hidden[units], wide}, {hidden[2 * units], wide}};
-    load_row(row, (const T*)a.grads + begin, count);
-    preprocess(row, inputs, network.constants);
-    for (int l = 0; l < layers; ++l) {
-        const long at = (long)l * units * a.n + begin;
-        load_rows(cell, (const T*)a.cell + at, a.n, units, count);
-        load_rows(hidden, (const T*)a.hidden + at, a.n, units, count);
-        forward_layer<T, false>(network.layers[l], {inputs, hidden, cell, next[l % 2], cell, {}, {}});
-        inputs = next[l % 2];
-        store_rows((T*)a.next_cell + at, cell, a.n, units, count);
-        store_rows((T*)a.next_hidden + at, inputs, a.n, units, count);
+// One step of a few blocks. The rows of the state are far apart in memory, often by a power of two: pieces of several
+// cache lines, kept at an odd number of lines from one another, are read and written twice as fast as single blocks.
+template <class T> struct StepChunk {
+    static constexpr int wide = kBlock<T>, blocks = 4, width = blocks * wide, stride = width + 64 / sizeof(T);
+    const Network<T>& network;
+    const Arguments& a;
+
+    void run(long begin) const {
+        const int units = network.units, layers = network.layers.size();
+        const long count = std::min<long>(width, a.n - begin);
+        T* memory = (T*)scratch((3 + 4 * units) * stride * sizeof(T));
+        T* row = memory;  // gradients in, updates out
+        Rows<T> inputs{memory + stride, stride}, cell{memory + 3 * stride, stride}, hidden{cell[units], stride};
+        const Rows<T> next[2] = {{hidden[units], stride}, {hidden[2 * units], stride}};
+        load_row<T, width>(row, (const T*)a.grads + begin, count);
+        for (int v = 0; v < count; v += wide) preprocess(row + v, {inputs[0] + v, stride}, network.constants);
+        for (int l = 0; l < layers; ++l) {
+            const long at = (long)l * units * a.n + begin;
+            load_rows<T, width>(cell, (const T*)a.cell + at, a.n, units, count);
+            load_rows<T, width>(hidden, (const T*)a.hidden + at, a.n, units, count);
+            for (int v = 0; v < count; v += wide)
+                forward_layer<T, false>(network.layers[l], {part(inputs, v), part(hidden, v), part(cell, v),
+                                                            part(next[l % 2], v), part(cell, v), {}, {}});
+            inputs = next[l % 2];
+            store_rows<T, width>((T*)a.next_cell + at, cell, a.n, units, count);
+            store_rows<T, width>((T*)a.next_hidden + at, inputs, a.n, units, count);
+        }
+        for (int v = 0; v < count; v += Simd<T>::lanes) {
+            Vec<T> sum = broadcast<T>(*network.output_bias);
+            for (int j = 0; j < units; ++j) sum += network.output_weight[j] * load<T>(inputs[j] + v);
+            store<T>(row + v, network.constants.scale * sum);
+        }
+        store_row<T, width>((T*)a.updates + begin, row, count);
     }
-    for (int v = 0; v < wide; v += Simd<T>::lanes) {
-        Vec<T> sum = broadcast<T>(*network.output_bias);
-        for (int j = 0; j < units; ++j) sum += network.output_weight[j] * load<T>(inputs[j] + v);
-        store<T>(row + v, network.constants.scale * sum);
-    }
-    store_row((T*)a.updates + begin, row, count);
-}
+
+  private:
+    static Rows<T> part(Rows<T> rows, int from) { return {rows.at + from, stride}; }
+};
 
 template <class T> void step(const Arguments& a) {
-    const Network<T> network = network_of<T>(a);
-    const long blocks = (a.n + kBlock<T> - 1) / kBlock<T>;
-    // A block takes microseconds, as does waking a thread: at least eight for each.
-    [[maybe_unused]] const int threads = std::max<long>(1, std::min<long>(a.threads, blocks / 8));
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 4)
-    for (long b = 0; b < blocks; ++b) step_block(network, a, b * kBlock<T>);
+    const Network<T> network = network_of<T>(a, false);
+    const long chunks = (a.n + StepChunk<T>::width - 1) / StepChunk<T>::width;
+    // A chunk takes some microseconds, as does waking a thread.
+    [[maybe_unused]] const int threads = std::max<long>(1, std::min<long>(a.threads, chunks / 2));
+    [[maybe_unused]] const int share = std::max<long>(1, std::min<long>(8, chunks / (8 * threads)));
+#pragma omp parallel for num_threads(threads) schedule(dynamic, share)
+    for (long k = 0; k < chunks; ++k) StepChunk<T>{network, a}.run(k * StepChunk<T>::width);
 }
 
 // One block of coordinates of sequence_vjp. The tape holds one segment of steps; with several, the states at their
@@ -203,7 +216,7 @@ template <class T> struct SequenceBlock {
 };
 
 template <class T> void sequence_vjp(const Arguments& a) {
-    const Network<T> network = network_of<T>(a);
+    const Network<T> network = network_of<T>(a, true);
     const WeightSums<T> weights{network};
     const long blocks = (a.n + kBlock<T> - 1) / kBlock<T>;
     const long segment = SequenceBlock<T>::segment_of(network, a.steps);

@@ -25,7 +25,7 @@ class _Arguments(ctypes.Structure):
 
 
 class Network(NamedTuple):
-    """Weights and constants of the LSTM, in the order of the arguments of `l2o.kernels.step`."""
+    """Weights and constants of the LSTM, as in `l2o.kernels.step`."""
 
     weights: Sequence[Tensor]
     biases: Sequence[Tensor]
@@ -38,7 +38,7 @@ class Network(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Results of `sequence_vjp`."""
+    """Results of `sequence_vjp`; the last three only where they were asked for."""
 
     weights: list[Tensor]
     biases: list[Tensor]
@@ -50,7 +50,7 @@ class Gradients(NamedTuple):
 
 
 def supports(grads: Tensor) -> bool:
-    """Whether the compiled kernels can work on tensors like this one."""
+    """Whether the compiled kernels exist and work on tensors like this one."""
     return grads.device.type == "cpu" and grads.dtype in _DTYPES and library() is not None
 
 
@@ -58,10 +58,13 @@ def step(grads: Tensor, hidden: Tensor, cell: Tensor, network: Network, out=None
     """See `l2o.kernels.step`."""
     grads, hidden, cell = grads.contiguous(), hidden.contiguous(), cell.contiguous()
     results = out or (torch.empty_like(grads), torch.empty_like(hidden), torch.empty_like(cell))
-    _call(
-        "step", grads[None], hidden, cell, network, zip(("updates", "next_hidden", "next_cell"), results, strict=True)
-    )
-    return results
+    for name, tensor, like in zip(("updates", "hidden", "cell"), out or (), (grads, hidden, cell), strict=False):
+        _expect(f"out's {name}", tensor, like, like.shape)
+        if not tensor.is_contiguous():
+            raise ValueError(f"out's {name} should be contiguous, but has strides {tensor.stride()}")
+    others = dict(zip(("updates", "next_hidden", "next_cell"), results, strict=True))
+    _call("step", grads[None], hidden, cell, network, others)
+    return tuple(results)
 
 
 def sequence_vjp(
@@ -70,87 +73,86 @@ def sequence_vjp(
     hidden: Tensor,
     cell: Tensor,
     network: Network,
-    d_next_hidden: Tensor | None = None,
-    d_next_cell: Tensor | None = None,
+    state_cotangents: tuple[Tensor, Tensor] | None = None,
     inputs: bool = False,
 ) -> Gradients:
-    """See `l2o.kernels.sequence_vjp`; with `inputs`, also the gradients of grads, hidden and cell.
+    """See `l2o.kernels.sequence_vjp`.
 
     Args:
-        d_next_hidden, d_next_cell: cotangents of the state after the last step, shape (layers, H, n).
+        state_cotangents: of hidden and cell after the last step, shape (layers, H, n) each; None is zero.
+        inputs: also return the gradients of grads, hidden and cell.
     """
-    given = {"cotangents": cotangents, "d_next_hidden": d_next_hidden, "d_next_cell": d_next_cell}
-    given = {name: tensor.contiguous() for name, tensor in given.items() if tensor is not None}
-    for name, tensor in given.items():
-        _check(name, tensor, grads if name == "cotangents" else hidden)
+    _expect("cotangents", cotangents, grads, grads.shape)
+    given = {"cotangents": cotangents.contiguous()}
+    for name, tensor in zip(("d_next_hidden", "d_next_cell"), state_cotangents or (), strict=False):
+        _expect(name, tensor, grads, hidden.shape)
+        given[name] = tensor.contiguous()
     result = Gradients(
-        [torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in network.weights],
-        [torch.empty_like(bias, memory_format=torch.contiguous_format) for bias in network.biases],
-        torch.empty_like(network.output_weight, memory_format=torch.contiguous_format),
-        torch.empty_like(network.output_bias),
-        *(
-            torch.empty_like(x, memory_format=torch.contiguous_format) if inputs else None
-            for x in (grads, hidden, cell)
-        ),
+        [_empty_like(weight) for weight in network.weights],
+        [_empty_like(bias) for bias in network.biases],
+        _empty_like(network.output_weight),
+        _empty_like(network.output_bias),
+        *(_empty_like(tensor) if inputs else None for tensor in (grads, hidden, cell)),
     )
     given |= {f"d_{name}": tensor for name, tensor in result._asdict().items() if tensor is not None}
-    _call("sequence_vjp", grads.contiguous(), hidden.contiguous(), cell.contiguous(), network, given.items())
+    _call("sequence_vjp", grads.contiguous(), hidden.contiguous(), cell.contiguous(), network, given)
     return result
 
 
-def _call(function, grads, hidden, cell, network, others) -> None:
+def _call(function: str, grads: Tensor, hidden: Tensor, cell: Tensor, network: Network, others: dict) -> None:
     """Check all shapes, since C++ trusts them, and call."""
-    steps, n = grads.shape
-    layers, units, _ = hidden.shape
-    features = 1 if network.p is None else 2
-    weights = [weight.contiguous() for weight in network.weights]
-    biases = [bias.contiguous() for bias in network.biases]
-    output_weight = network.output_weight.contiguous()
-    _expect("hidden", hidden, grads, (layers, units, n))
-    _expect("cell", cell, grads, (layers, units, n))
-    if len(weights) != layers or len(biases) != layers:
-        raise ValueError(f"{layers=} by the state, but {len(weights)} weights and {len(biases)} biases were given")
-    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        _expect(f"weights[{layer}]", weight, grads, (4 * units, (units if layer else features) + units))
-        _expect(f"biases[{layer}]", bias, grads, (4 * units,))
-    _expect("output_weight", output_weight, grads, (1, units))
-    _expect("output_bias", network.output_bias, grads, (1,))
+    weights, biases, output_weight = _checked(grads, hidden, cell, network)
+    logarithm, p = network.p is not None, network.p or 0.0
+    arrays = [(ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors)) for tensors in (weights, biases)]
     arguments = _Arguments(
-        n,
-        steps,
-        layers,
-        units,
-        torch.get_num_threads(),
-        network.p is not None,
-        network.p or 0.0,
-        network.log_eps,
-        network.scale,
-        network.forget_bias,
-        grads.data_ptr(),
-        hidden.data_ptr(),
-        cell.data_ptr(),
-        _array(weights),
-        _array(biases),
-        output_weight.data_ptr(),
-        network.output_bias.data_ptr(),
+        *(grads.shape[1], grads.shape[0], *hidden.shape[:2], torch.get_num_threads(), logarithm),
+        *(p, network.log_eps, network.scale, network.forget_bias),
+        *(grads.data_ptr(), hidden.data_ptr(), cell.data_ptr(), *map(ctypes.addressof, arrays)),
+        *(output_weight.data_ptr(), network.output_bias.data_ptr()),
     )
-    for name, value in others:
-        setattr(arguments, name, value.data_ptr() if isinstance(value, Tensor) else _array(value))
+    for name, value in others.items():
+        if isinstance(value, list):
+            arrays.append((ctypes.c_void_p * len(value))(*(tensor.data_ptr() for tensor in value)))
+            setattr(arguments, name, ctypes.addressof(arrays[-1]))
+        else:
+            setattr(arguments, name, value.data_ptr())
     getattr(library(), f"l2o_lstm_{function}_{_DTYPES[grads.dtype]}")(ctypes.byref(arguments))
 
 
-def _expect(name, tensor, like, shape) -> None:
+def _checked(grads: Tensor, hidden: Tensor, cell: Tensor, network: Network):
+    """Return contiguous weights, biases and output weight.
+
+    Raises:
+        ValueError: if a shape, dtype or device does not fit the others.
+    """
+    if hidden.dim() != 3 or hidden.shape[2] != grads.shape[1] or not hidden.shape[0] or not hidden.shape[1]:
+        raise ValueError(f"hidden should be (layers, H, n) = (…, …, {grads.shape[1]}), but is {tuple(hidden.shape)}")
+    layers, units, _ = hidden.shape
+    _expect("hidden", hidden, grads, hidden.shape)
+    _expect("cell", cell, grads, hidden.shape)
+    if len(network.weights) != layers or len(network.biases) != layers:
+        raise ValueError(
+            f"the state has {layers} layers, but there are {len(network.weights)} weights and "
+            f"{len(network.biases)} biases"
+        )
+    inputs = 1 if network.p is None else 2
+    for layer, (weight, bias) in enumerate(zip(network.weights, network.biases, strict=True)):
+        _expect(f"weights[{layer}]", weight, grads, (4 * units, inputs + units))
+        _expect(f"biases[{layer}]", bias, grads, (4 * units,))
+        inputs = units
+    _expect("output_weight", network.output_weight, grads, (1, units))
+    _expect("output_bias", network.output_bias, grads, (1,))
+    weights = [weight.contiguous() for weight in network.weights]
+    return weights, [bias.contiguous() for bias in network.biases], network.output_weight.contiguous()
+
+
+def _expect(name: str, tensor: Tensor, like: Tensor, shape: Sequence[int]) -> None:
     if tensor.shape != shape or tensor.dtype != like.dtype or tensor.device != like.device:
         raise ValueError(
-            f"{name} should be {shape}, {like.dtype} on {like.device}, "
+            f"{name} should be {tuple(shape)}, {like.dtype} on {like.device}, "
             f"but is {tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}"
         )
 
 
-def _check(name, tensor, like) -> None:
-    _expect(name, tensor, like, tuple(like.shape))
-
-
-def _array(tensors):
-    """Return a pointer to an array of data pointers; ctypes keeps it alive with the structure that holds it."""
-    return ctypes.cast((ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors)), ctypes.c_void_p)
+def _empty_like(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)

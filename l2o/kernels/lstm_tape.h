@@ -16,39 +16,45 @@ template <class T> struct Network {
 
     // weights[l] is (4·units, inputs + units), biases[l] is (4·units,), both with rows in the order i, f, o, g.
     Network(Constants<T> constants, int units, int n_layers, const T* const* weights, const T* const* biases,
-            const T* output_weight, const T* output_bias)
+            const T* output_weight, const T* output_bias, bool with_backward)
         : constants(constants), units(units), output_weight(output_weight), output_bias(output_bias) {
         size_t total = 0;
         for (int l = 0; l < n_layers; ++l) {
             layers.push_back({l ? units : constants.features(), units, nullptr, nullptr, nullptr});
-            total += (2 * layers[l].columns() + 4) * 4L * units;
+            total += (layers[l].columns() + 1 + (with_backward ? padded(layers[l].columns()) : 0)) * 4L * units;
         }
-        packed.assign(total, T(0));
+        packed.resize(total);
         T* at = packed.data();
-        for (int l = 0; l < n_layers; ++l) at = pack(layers[l], weights[l], biases[l], at);
+        for (int l = 0; l < n_layers; ++l) at = pack(layers[l], weights[l], biases[l], with_backward, at);
     }
     Network(const Network&) = delete;
 
   private:
-    T* pack(Layer<T>& layer, const T* weight, const T* bias, T* at) {
-        const int inputs = layer.inputs, columns = layer.columns(), rows = 4 * units;
+    static long padded(int columns) { return (columns + 3) / 4 * 4; }
+
+    T* pack(Layer<T>& layer, const T* weight, const T* bias, bool with_backward, T* at) {
+        const long columns = layer.columns(), rows = 4 * units;
         T* forward = at;
-        T* packed_bias = forward + (long)rows * columns;
+        T* packed_bias = forward + rows * columns;
         T* backward = packed_bias + rows;
-        for (int row = 0; row < rows; ++row) {
-            const int gate = row / units, unit = row % units;
-            packed_bias[4 * unit + gate] = bias[row] + (gate == 1 ? constants.forget_bias : T(0));
-            for (int k = 0; k < columns; ++k) {
-                const T w = weight[(long)row * columns + k];
-                forward[((long)unit * columns + k) * 4 + gate] = w;
-                const int column = k < inputs ? units + k : k - inputs;
-                backward[((long)(column / 4) * rows + row) * 4 + column % 4] = w;
+        for (int gate = 0; gate < 4; ++gate)
+            for (int unit = 0; unit < units; ++unit) {
+                // The exponentials are of base 2, and tanh z = 2σ(2z) − 1: see `sigmoids`.
+                const T factor = gate == 3 ? -2 * kLog2e : -kLog2e;
+                const long row = (long)gate * units + unit;
+                packed_bias[4 * unit + gate] = factor * (bias[row] + (gate == 1 ? constants.forget_bias : T(0)));
+                for (long k = 0; k < columns; ++k)
+                    forward[(unit * columns + k) * 4 + gate] = factor * weight[row * columns + k];
             }
-        }
+        for (long row = 0; with_backward && row < rows; ++row)
+            for (long k = 0; k < columns; ++k) {
+                const long column = k < layer.inputs ? units + k : k - layer.inputs;
+                backward[(column / 4 * rows + row) * 4 + column % 4] = weight[row * columns + k];
+            }
         layer.forward = forward;
         layer.bias = packed_bias;
         layer.backward = backward;
-        return backward + (long)(columns + 3) / 4 * 4 * rows;
+        return backward + (with_backward ? padded(columns) * rows : 0);
     }
 };
 

@@ -8,6 +8,9 @@
 #include <immintrin.h>
 #endif
 
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 32")  // fully and early: an array that is indexed by a loop lives in memory
+
 namespace l2o {
 
 #if defined(__AVX512F__)
@@ -56,49 +59,58 @@ template <class T> inline Vec<T> clamp(Vec<T> x, T low, T high) {
 }
 
 // 1 / x for positive normal x. AVX-512: 14 bits and one Newton step, relative error below 1.2e-7.
-template <class T> inline Vec<T> reciprocal(Vec<T> x) {
+template <class T, int count> ALWAYS_INLINE void reciprocals(Vec<T> (&x)[count]) {
 #ifdef __AVX512F__
     if constexpr (sizeof(T) == 4) {
-        Vec<T> guess = (Vec<T>)_mm512_rcp14_ps((__m512)x);
-        return guess * (2.0f - x * guess);
+        Vec<T> guess[count];
+        UNROLL for (int k = 0; k < count; ++k) guess[k] = (Vec<T>)_mm512_rcp14_ps((__m512)x[k]);
+        UNROLL for (int k = 0; k < count; ++k) x[k] = 2.0f - x[k] * guess[k];
+        UNROLL for (int k = 0; k < count; ++k) x[k] = x[k] * guess[k];
+        return;
     }
 #endif
-    return T(1) / x;
+    UNROLL for (int k = 0; k < count; ++k) x[k] = T(1) / x[k];
 }
 
-// e^{factor x}, with factor x clamped to ±80 (float) or ±700 (double): finite, and 1 + e^… has a normal reciprocal.
-// float: 2^n times a minimax polynomial of 2^f on |f| ≤ ½ with constant term 1, relative error 9.2e-8.
-// double: Cody-Waite reduction and the Taylor series to r^13 on |r| ≤ ln2 / 2, remainder 5e-18.
-template <int factor> inline Vec<float> exp_of(Vec<float> x) {
-    constexpr float per_log2 = factor * 1.44269504088896341f;
-    constexpr float bound = 80.0f / (factor < 0 ? -factor : factor);
-    x = clamp<float>(x, -bound, bound);
-    Vec<float> shifted = x * per_log2 + Simd<float>::magic;  // the low bits are n = round(x log2 e)
-    Vec<float> f = x * per_log2 - (shifted - Simd<float>::magic);
-    Vec<float> y = 0x1.5bba1349efb50p-10f * f + 0x1.3cea874a3ca70p-7f;
-    y = y * f + 0x1.c6b752e01b51cp-5f;
-    y = y * f + 0x1.ebf9bb8a817dfp-3f;
-    y = y * f + 0x1.62e42920369edp-1f;
-    y = y * f + 1.0f;
-    return (Vec<float>)((Int<float>)y + ((Int<float>)shifted << 23));
-}
-template <int factor> inline Vec<double> exp_of(Vec<double> x) {
-    x = clamp<double>(x * double(factor), -700, 700);
-    Vec<double> shifted = x * 1.44269504088896341 + Simd<double>::magic;
-    Vec<double> n = shifted - Simd<double>::magic;
-    Vec<double> r = x - n * 0x1.62e42fefa38p-1;  // exact: the constant ends in zeros
-    r -= n * 0x1.ef35793c7673p-45;
-    Vec<double> y = broadcast<double>(1.0 / 6227020800.0);
-    constexpr double inverse_factorial[] = {1.0,          1.0,           1.0 / 2,        1.0 / 6,       1.0 / 24,
-                                            1.0 / 120,    1.0 / 720,     1.0 / 5040,     1.0 / 40320,   1.0 / 362880,
-                                            1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600};
-    for (int k = 12; k >= 0; --k) y = y * r + inverse_factorial[k];
-    return (Vec<double>)((Int<double>)y + ((Int<double>)shifted << 52));
+// 2^x with x clamped so that 1 + 2^x is finite and has a normal reciprocal; 2^n times a polynomial in f, x = n + f.
+// float: minimax in f on |f| ≤ ½ with constant term 1, relative error 9.2e-8. double: the Taylor series of e^{f ln 2} to
+// the 13th power, remainder 5e-18. Several vectors go through each operation together: one alone would wait for its
+// predecessor, and the processor does not look far enough ahead to find the others.
+template <class T> struct Exp2;
+template <> struct Exp2<float> {
+    static constexpr float bound = 115, unit = 1;
+    static constexpr float coefficients[] = {0x1.5bba1349efb50p-10f, 0x1.3cea874a3ca70p-7f, 0x1.c6b752e01b51cp-5f,
+                                             0x1.ebf9bb8a817dfp-3f,  0x1.62e42920369edp-1f, 1};
+};
+template <> struct Exp2<double> {
+    static constexpr double bound = 1000, unit = 0.693147180559945309;
+    static constexpr double coefficients[] = {
+        1 / 6227020800.0, 1 / 479001600.0, 1 / 39916800.0, 1 / 3628800.0, 1 / 362880.0, 1 / 40320.0, 1 / 5040.0,
+        1 / 720.0,        1 / 120.0,       1 / 24.0,       1 / 6.0,       1 / 2.0,      1,           1};
+};
+template <class T, int count> ALWAYS_INLINE void exp2(Vec<T> (&x)[count]) {
+    Vec<T> shifted[count], y[count];
+    UNROLL for (int k = 0; k < count; ++k) x[k] = clamp<T>(x[k], -Exp2<T>::bound, Exp2<T>::bound);
+    UNROLL for (int k = 0; k < count; ++k) shifted[k] = x[k] + Simd<T>::magic;  // the low bits are n = round(x)
+    UNROLL for (int k = 0; k < count; ++k) y[k] = shifted[k] - Simd<T>::magic;
+    UNROLL for (int k = 0; k < count; ++k) x[k] = x[k] - y[k];
+    if constexpr (sizeof(T) == 8)
+        UNROLL for (int k = 0; k < count; ++k) x[k] *= Exp2<T>::unit;
+    UNROLL for (int k = 0; k < count; ++k) y[k] = x[k] * Exp2<T>::coefficients[0] + Exp2<T>::coefficients[1];
+    constexpr int terms = sizeof(Exp2<T>::coefficients) / sizeof(T);
+    UNROLL for (int term = 2; term < terms; ++term)
+        UNROLL for (int k = 0; k < count; ++k) y[k] = y[k] * x[k] + Exp2<T>::coefficients[term];
+    UNROLL for (int k = 0; k < count; ++k)
+        x[k] = (Vec<T>)((Int<T>)y[k] + ((Int<T>)shifted[k] << Simd<T>::mantissa_bits));
 }
 
-template <class T> inline Vec<T> sigmoid(Vec<T> x) { return reciprocal<T>(T(1) + exp_of<-1>(x)); }
-// 2σ(2x) − 1: absolute error 1.5e-7 in float, exact at 0.
-template <class T> inline Vec<T> tanh(Vec<T> x) { return T(2) * reciprocal<T>(T(1) + exp_of<-2>(x)) - T(1); }
+// Replace each x = −z log2(e) by σ(z); x = −2z log2(e) gives σ(2z) = (1 + tanh z) / 2.
+template <class T, int count> ALWAYS_INLINE void sigmoids(Vec<T> (&x)[count]) {
+    exp2<T, count>(x);
+    UNROLL for (int k = 0; k < count; ++k) x[k] = x[k] + T(1);
+    reciprocals<T, count>(x);
+}
+constexpr double kLog2e = 1.44269504088896341;
 
 // log x for x > 0: x = 2^e m with m in [√½, √2), log m = 2 artanh((m − 1) / (m + 1)) as a series. Infinity and NaN stay.
 template <class T> inline Vec<T> log(Vec<T> x) {
@@ -126,9 +138,9 @@ inline Vec<T> halves(Vec<T> a, Vec<T> b, std::integer_sequence<int, lane...>) {
     return __builtin_shuffle(a, b, Int<T>{((lane / step) * 2 * step + lane % step + (high ? step : 0))...});
 #endif
 }
-template <class T, int step, int count> inline __attribute__((always_inline)) void fold(Vec<T>* x) {
+template <class T, int step, int count> ALWAYS_INLINE void fold(Vec<T>* x) {
     using Lanes = std::make_integer_sequence<int, Simd<T>::lanes>;
-    _Pragma("GCC unroll 32")
+    UNROLL
     for (int k = 0; k < count; ++k)
         x[k] = halves<T, step, false>(x[2 * k], x[2 * k + 1], Lanes{}) +
                halves<T, step, true>(x[2 * k], x[2 * k + 1], Lanes{});
@@ -138,7 +150,7 @@ template <class T, int step, int count> inline __attribute__((always_inline)) vo
 template <class T, int count> inline void add_lane_sums(T* sums, Vec<T>* x) {
     constexpr int lanes = Simd<T>::lanes;
     static_assert(count % lanes == 0);
-    _Pragma("GCC unroll 32")
+    UNROLL
     for (int k = 0; k < count; k += lanes) {
         fold<T, lanes / 2, lanes / 2>(x + k);
         store<T>(sums + k, load<T>(sums + k) + x[k]);

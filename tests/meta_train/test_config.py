@@ -1,0 +1,179 @@
+"""Configurations: the JSON round trip and every check of a range."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from l2o.rules import RULES, LSTMConfig, SGDConfig
+from meta_train.config import PRESETS, TrainConfig, config_name, from_json, to_json
+from meta_train.estimators import MetaLoss, Recorded, Truncated
+from tasks import MLP, ModuleTask, Quadratic
+
+
+def through_json(config: TrainConfig) -> TrainConfig:
+    return from_json(json.loads(json.dumps(to_json(config))))
+
+
+def tampered(**changes) -> dict:
+    return json.loads(json.dumps(to_json(TrainConfig(Quadratic())))) | changes
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_json_gives_back_every_preset(preset):
+    assert through_json(PRESETS[preset]) == PRESETS[preset]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_json_gives_back_the_config_of_every_rule(name):
+    config = TrainConfig(Quadratic(), RULES[name][1]())
+    assert through_json(config) == config
+    assert config_name(config.rule) == name
+
+
+def test_json_gives_back_options_that_are_not_defaults():
+    config = TrainConfig(
+        MLP("digits", hidden=(3, 2), init_scale=None),
+        LSTMConfig(hidden_size=4, p=None, scale=0.3),
+        MetaLoss("linear", "inner_valid", "inner_valid"),
+        clip=None,
+        order=2,
+        estimator="truncated",
+        outer_lr=1e-3 / 3,
+        seed=-(2**63),
+    )
+    assert through_json(config) == config
+    assert isinstance(through_json(config).task.hidden, tuple)
+
+
+def test_json_names_every_field():
+    values = to_json(PRESETS["mnist"])
+    assert set(values) == {field.name for field in dataclasses.fields(TrainConfig)}
+    assert values["task"]["name"] == "mlp" and values["task"]["dataset"] == "mnist"
+    assert values["rule"]["name"] == "lstm" and values["rule"]["p"] == 5.0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (tampered(task={"name": "nonsense"}), "nonsense"),
+        (tampered(task={"name": "quadratic", "size": 3}), "size"),
+        (tampered(task={"dim": 3}), "name"),
+        (tampered(task="quadratic"), "not a training configuration"),
+        (tampered(rule={"name": "nonsense"}), "unknown rule 'nonsense'"),
+        (tampered(rule={"name": "lstm", "units": 3}), r"unknown options \['units'\]"),
+        (tampered(rule={"name": "lstm", "hidden_size": 0}), "hidden_size and layers must be at least 1"),
+        (tampered(meta_loss={"weighting": "mean", "splits": "train"}), "splits"),
+        (tampered(meta_loss={"split": "test"}), "meta-training uses the splits"),
+        (tampered(learning_rate=0.1), "learning_rate"),
+        (tampered(horizon="100"), "horizon must be an integer"),
+        (tampered(clip="1"), "not a training configuration"),
+        ({"horizon": 100}, "'task'"),
+        ([], "not a training configuration"),
+        (None, "not a training configuration"),
+    ],
+)
+def test_unknown_names_fields_and_types_in_json_are_value_errors(values, message):
+    with pytest.raises(ValueError, match=message):
+        from_json(values)
+
+
+COUNTS = ("horizon", "truncation", "n_tasks", "outer_steps", "validate_every", "valid_tasks", "checkpoint_every")
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("value", [0, -1, 2.5, math.nan, None])
+def test_counts_are_integers_of_at_least_one(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got {value}"):
+        TrainConfig(Quadratic(), **{name: value})
+
+
+@pytest.mark.parametrize("name", ["outer_lr", "clip", "divergence"])
+@pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan])
+def test_sizes_are_positive_and_finite(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be positive and finite, got {value}"):
+        TrainConfig(Quadratic(), **{name: value})
+
+
+@pytest.mark.parametrize("name", ["outer_lr", "divergence"])
+def test_only_clipping_can_be_switched_off(name):
+    assert TrainConfig(Quadratic(), clip=None).clip is None
+    with pytest.raises(ValueError, match=f"{name} must be positive and finite, got None"):
+        TrainConfig(Quadratic(), **{name: None})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"final_outer_lr": -0.1}, r"final_outer_lr is a fraction in \[0, 1\], got -0.1"),
+        ({"final_outer_lr": 1.1}, "final_outer_lr is a fraction"),
+        ({"final_outer_lr": math.nan}, "final_outer_lr is a fraction"),
+        ({"seed": 2**63}, f"seed must be an integer of 64 bits, got {2**63}"),
+        ({"seed": -(2**63) - 1}, "seed must be an integer of 64 bits"),
+        ({"seed": 0.5}, "seed must be an integer of 64 bits, got 0.5"),
+        ({"truncation": 11, "horizon": 10}, r"truncation \(11\) must not exceed horizon \(10\)"),
+        ({"estimator": "recorded", "order": 2}, "recorded gradients are first-order"),
+        ({"estimator": "exact"}, "estimator is auto, recorded or truncated and order 1 or 2, got 'exact' and 1"),
+        ({"order": 3}, "order 1 or 2, got 'auto' and 3"),
+    ],
+)
+def test_options_out_of_range_or_in_contradiction_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(Quadratic(), **options)
+
+
+def test_extreme_values_that_are_allowed():
+    config = TrainConfig(Quadratic(), horizon=1, truncation=1, final_outer_lr=0, seed=2**63 - 1)
+    assert (config.final_outer_lr, config.seed) == (0, 2**63 - 1)
+    assert TrainConfig(Quadratic(), final_outer_lr=1).final_outer_lr == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, Recorded()),
+        ({"order": 2}, Truncated(2)),
+        ({"estimator": "recorded"}, Recorded()),
+        ({"estimator": "truncated"}, Truncated(1)),
+        ({"estimator": "truncated", "order": 2}, Truncated(2)),
+    ],
+)
+def test_auto_takes_recorded_gradients_for_first_order_only(options, expected):
+    assert TrainConfig(Quadratic(), **options).build_estimator() == expected
+
+
+def test_a_family_or_a_rule_without_a_name_is_refused_with_the_place_to_add_it():
+    module_task = object.__new__(ModuleTask)
+    with pytest.raises(ValueError, match=r"ModuleTask has no name in tasks.TASKS, which lists .*quadratic.*add it"):
+        to_json(TrainConfig(module_task))
+    with pytest.raises(ValueError, match=r"object has no name in l2o.rules.RULES"):
+        config_name(object())
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_build_rule_makes_the_rule_of_the_config_with_weights_from_the_generator_alone(name, generator):
+    config = TrainConfig(Quadratic(), RULES[name][1]())
+    first = config.build_rule(generator.manual_seed(3)).state_dict()
+    second = config.build_rule(generator.manual_seed(3)).state_dict()
+    assert type(config.build_rule(generator)) is RULES[name][0]
+    assert first and all(first[key].equal(second[key]) for key in first)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "test"}, r"meta-training uses the splits \('train', 'inner_valid'\) only, got 'test'"),
+        ({"inner_split": "outer_valid"}, "only, got 'outer_valid'"),
+        ({"weighting": "median"}, "weighting is mean, linear or final, got 'median'"),
+    ],
+)
+def test_meta_losses_refuse_test_and_validation_data(options, message):
+    with pytest.raises(ValueError, match=message):
+        MetaLoss(**options)
+
+
+def test_configs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PRESETS["digits"].seed = 1  # type: ignore[misc]
+    assert SGDConfig() == SGDConfig()

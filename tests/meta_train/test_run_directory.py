@@ -1,0 +1,160 @@
+"""Run directories: what is written, what is refused, what a kill may leave behind."""
+
+import json
+import os
+import subprocess
+import sys
+from datetime import datetime
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from meta_train.config import TrainConfig
+from meta_train.run_directory import RunDirectory, describe_environment
+from tasks import Quadratic
+
+CONFIG = TrainConfig(Quadratic(dim=3), seed=7)
+
+
+@pytest.fixture
+def run(tmp_path) -> RunDirectory:
+    return RunDirectory.create(tmp_path / "run", CONFIG)
+
+
+def test_open_gives_back_the_config_of_create(run):
+    assert RunDirectory.open(run.path).config == CONFIG
+    assert not list(run.path.glob("*.new"))
+
+
+def test_create_makes_parents_and_takes_an_existing_empty_directory(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "a/b/c", tmp_path / "empty"):
+        assert RunDirectory.open(RunDirectory.create(path, CONFIG).path).config == CONFIG
+
+
+def test_create_refuses_an_existing_run_and_names_the_command_that_continues_it(run):
+    before = (run.path / "config.json").read_bytes()
+    with pytest.raises(FileExistsError, match=f"{run.path} already holds a run; continue it with l2o resume {run.path}"):
+        RunDirectory.create(run.path, TrainConfig(Quadratic()))
+    assert (run.path / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[1]", '{"task": {"name": "nonsense"}}', b"\xff\xfe"])
+def test_open_refuses_a_directory_without_an_intact_config(run, content):
+    config = run.path / "config.json"
+    if content is None:
+        config.unlink()
+    else:
+        config.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match="not a run directory: config.json|not a training configuration"):
+        RunDirectory.open(run.path)
+
+
+def test_open_refuses_what_does_not_exist(tmp_path):
+    with pytest.raises(ValueError, match="nowhere is not a run directory: config.json cannot be read"):
+        RunDirectory.open(tmp_path / "nowhere")
+
+
+def test_state_comes_back_bit_for_bit(run):
+    tensors = {
+        "a/x": torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).T,  # not contiguous
+        "a/step": torch.tensor(5),
+        "b/empty": torch.zeros(0, 2),
+        "b/bytes": torch.Generator().manual_seed(1).get_state(),
+        "c/double": torch.tensor([0.1], dtype=torch.float64),
+    }
+    counters = {"outer_step": 3, "best": float("inf"), "window": [0.1, float("nan"), 1e300]}
+    run.save_state(tensors, counters)
+    loaded, found = run.load_state()
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == tensor.dtype and torch.equal(loaded[name], tensor)
+    assert repr(found) == repr(counters)  # repr: nan is not equal to itself
+    assert not list(run.path.glob("*.new"))
+
+
+def test_there_is_no_state_before_the_first_checkpoint(run):
+    assert run.load_state() is None
+
+
+def test_a_damaged_state_is_an_error_that_says_so(run):
+    run.save_state({"x": torch.zeros(100)}, {"outer_step": 1})
+    path = run.path / "state.safetensors"
+    intact = path.read_bytes()
+    for damaged in (b"", intact[:4], intact[: len(intact) // 2], intact[:-1], b"\xff" * len(intact), os.urandom(500)):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"state.safetensors is damaged \(.*\); start the run again"):
+            run.load_state()
+
+
+def test_a_state_without_counters_is_an_error(run):
+    save_file({"x": torch.zeros(1)}, run.path / "state.safetensors")
+    with pytest.raises(ValueError, match="state.safetensors is damaged"):
+        run.load_state()
+    save_file({"x": torch.zeros(1)}, run.path / "state.safetensors", metadata={"counters": "{"})
+    with pytest.raises(ValueError, match="state.safetensors is damaged"):
+        run.load_state()
+
+
+def test_a_write_that_was_cut_short_leaves_the_last_state(run):
+    run.save_state({"x": torch.ones(2)}, {"outer_step": 1})
+    (run.path / "state.new").write_bytes(b"half of a sta")
+    (run.path / "config.json.new").write_text("{")
+    (run.path / "metrics.jsonl.new").write_text("{")
+    again = RunDirectory.open(run.path)
+    assert again.load_state()[1] == {"outer_step": 1}
+    again.save_state({"x": torch.zeros(2)}, {"outer_step": 2})
+    assert again.load_state()[1] == {"outer_step": 2}
+
+
+def records(run: RunDirectory) -> list[dict]:
+    return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_truncating_the_log_drops_later_records_and_a_line_cut_short(run):
+    for step in (1, 2, 3, 4):
+        run.log({"outer_step": step, "train/loss": step / 10})
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('5\n[]\n{"loss": 1}\n\n{"outer_step": 2, "train/lo')
+    run.truncate_log(2)
+    assert records(run) == [{"outer_step": 1, "train/loss": 0.1}, {"outer_step": 2, "train/loss": 0.2}]
+    run.log({"outer_step": 3})
+    assert records(run)[-1] == {"outer_step": 3}
+    run.truncate_log(0)
+    assert records(run) == []
+
+
+def test_truncating_a_log_that_does_not_exist_makes_none(run):
+    run.truncate_log(10)
+    assert not (run.path / "metrics.jsonl").exists()
+
+
+def test_numbers_that_are_not_finite_are_logged_as_null(run):
+    run.log({"outer_step": 1, "train/loss": float("nan"), "valid/sum_loss": float("inf"), "skipped": 2})
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    line = (run.path / "metrics.jsonl").read_text()
+    values = json.loads(line, parse_constant=refuse)
+    assert values == {"outer_step": 1, "train/loss": None, "valid/sum_loss": None, "skipped": 2}
+
+
+def test_env_json_names_versions_commit_and_machine(run):
+    environment = json.loads((run.path / "env.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__
+    assert {"numpy", "safetensors"} <= environment["packages"].keys()
+    assert environment["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert environment["machine"]["cores"] == os.cpu_count()
+    assert environment["machine"]["cpu"] and environment["machine"]["system"]
+    assert environment["threads"] == torch.get_num_threads()
+    assert datetime.fromisoformat(environment["time"]).tzinfo is not None
+    commit = subprocess.run(["git", "rev-parse", "--short=7", "HEAD"], capture_output=True, text=True)
+    if commit.returncode == 0:
+        assert environment["commit"].startswith(commit.stdout.strip()[:7])
+
+
+def test_the_environment_can_be_described_without_git(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert describe_environment()["commit"] is None
