@@ -14,6 +14,9 @@ from torch import Tensor, nn
 Params = dict[str, Tensor]
 """The optimizee's variables: name -> tensor."""
 
+_CHUNK = 2048
+"""Coordinates that `update_vjp` replays at a time."""
+
 State = Any
 """A rule's memory: a NamedTuple of tensors."""
 
@@ -76,6 +79,31 @@ class CoordinatewiseRule(UpdateRule):
             state: as from `init_coordinates`.
             step: number of earlier updates, int64, shape () or (n,).
         """
+
+    def update_vjp(self, grads: Tensor, cotangents: Tensor, state: State, step: Tensor) -> dict[str, Tensor]:
+        """Return the gradient of Σ_t ⟨c_t, u_t⟩ with respect to θ, by name, where u_t are the updates of K steps.
+
+        Replays the steps under autograd, a chunk of coordinates at a time, so that the graph stays in the cache.
+
+        Args:
+            grads: g_t, shape (K, n), constants.
+            cotangents: c_t, shape (K, n).
+            state, step: before the first of the K steps.
+        """
+        theta = dict(self.named_parameters())
+        totals = [torch.zeros_like(parameter) for parameter in theta.values()]
+        for first in range(0, grads.shape[1], _CHUNK):
+            part = slice(first, first + _CHUNK)
+            memory = type(state)(*(tensor[..., part] for tensor in state))
+            with torch.enable_grad():
+                total = torch.zeros((), device=grads.device)
+                for t, (grad, cotangent) in enumerate(zip(grads[:, part], cotangents[:, part], strict=True)):
+                    updates, memory = self.update(grad, memory, step + t)
+                    total = total + (cotangent * updates).sum()
+                pieces = torch.autograd.grad(total, list(theta.values()), materialize_grads=True)
+            for sum_of_pieces, piece in zip(totals, pieces, strict=True):
+                sum_of_pieces += piece
+        return dict(zip(theta, totals, strict=True))
 
     def init_state(self, params: Params) -> State:
         """See `UpdateRule.init_state`."""

@@ -138,7 +138,7 @@ class Trainer:
             self._restore(*loaded)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{self.run.path}: state.safetensors does not fit config.json ({error}); was one of them changed?"
+                f"{self.run.path}: state.safetensors does not fit config.json ({error!r:.150}); was one of them changed?"
             ) from error
         self.run.truncate_log(self.outer_step)
 
@@ -154,6 +154,9 @@ class Trainer:
         self.adam.load_state_dict(self.adam.state_dict() | {"state": {i: m for i, m in moments.items() if m}})
         memory = type(self.trajectories.state)(**group("memory"))
         loop = group("loop")
-        self.trajectories = Trajectories(group("tasks"), group("params"), memory, loop["step"])
+        # safetensors sorts the names, but the layout of a coordinate-wise rule's memory is the order of the params.
+        params = group("params")
+        params = {name: params[name] for name in self.trajectories.params}
+        self.trajectories = Trajectories(group("tasks"), params, memory, loop["step"])
         self.first_losses = loop["first_losses"]
         self.generator.set_state(loop["generator"])

@@ -5,5 +5,6 @@ environment, the reference runs in its place.
 """
 
 from l2o.kernels.lstm import sequence_vjp, step
+from l2o.kernels.reference import preprocess
 
-__all__ = ["sequence_vjp", "step"]
+__all__ = ["preprocess", "sequence_vjp", "step"]

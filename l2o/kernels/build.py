@@ -84,9 +84,13 @@ def _compiler() -> list[str]:
     raise FileNotFoundError("no C++ compiler (g++, c++ or clang++) on PATH")
 
 
+def _compile(compiler: list[str]) -> list[str]:
+    return [compiler[0], *_FLAGS, *compiler[1:]]  # flags given in CXX come last, and so win
+
+
 def _key(folder: Path, compiler: list[str]) -> str:
     """Hash the sources, the flags and the compiler's predefined macros: its version and what -march=native means."""
-    command = [*compiler, *_FLAGS, "-dM", "-E", "-x", "c++", os.devnull]
+    command = [*_compile(compiler), "-dM", "-E", "-x", "c++", os.devnull]
     parts = [_run(command), repr((compiler, _FLAGS, _openmp())).encode()]
     parts += [(folder / name).read_bytes() for name in _SOURCES]
     digest = hashlib.sha256()
@@ -104,8 +108,8 @@ def _openmp() -> str:
 def _build(folder: Path, compiler: list[str], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as private:
         unit, built = os.path.join(private, "lstm_cpu.o"), os.path.join(private, path.name)
-        _run([*compiler, *_FLAGS, "-c", str(folder / "lstm_cpu.cpp"), "-o", unit])
-        _run([*compiler, "-shared", unit, _openmp(), "-o", built])
+        _run([*_compile(compiler), "-c", str(folder / "lstm_cpu.cpp"), "-o", unit])
+        _run([compiler[0], "-shared", unit, _openmp(), "-o", built])
         os.replace(built, path)
 
 

@@ -64,7 +64,7 @@ def step(
         network = lstm_cpu.Network(weights, biases, output_weight, output_bias, *constants)
         return lstm_cpu.step(grads, hidden, cell, network, out)
     arguments = (grads, hidden, cell, list(weights), list(biases), output_weight, output_bias)
-    if direct or forward_ad._current_level >= 0:  # the operator has no forward-mode derivative
+    if direct or not _operator_composes():
         results = reference.step(*arguments, **dict(zip(_CONSTANTS, constants, strict=True)))
         return results if out is None else tuple(to.copy_(x) for to, x in zip(out, results, strict=True))
     return _step(*arguments, *constants)
@@ -122,6 +122,15 @@ def _is_plain_call(tensors: Sequence[Tensor]) -> bool:
     return all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
 
 
+@torch.compiler.assume_constant_result  # asked while tracing, when the transforms of the traced code are in force
+def _operator_composes() -> bool:
+    """Whether the operator does what the reference would: `torch.func` takes no derivatives of custom operators."""
+    if forward_ad._current_level >= 0:
+        return False
+    stack = torch._C._functorch.get_interpreter_stack() or ()  # None outside of torch.func
+    return all(interpreter.key() == torch._C._functorch.TransformType.Vmap for interpreter in stack)
+
+
 @torch.library.custom_op("l2o::lstm_step", mutates_args=())
 def _step(
     grads: Tensor,
@@ -170,7 +179,7 @@ def _step_backward(
     state_cotangents = (d_next_hidden, d_next_cell)
     result = lstm_cpu.sequence_vjp(grads[None], d_updates[None], hidden, cell, network, state_cotangents, inputs=True)
     flat = [*result.weights, *result.biases, result.output_weight, result.output_bias]
-    return [result.grads[0].clone(), result.hidden, result.cell, *flat]
+    return [result.grads[0], result.hidden, result.cell, *flat]
 
 
 def _reference_backward(cotangents: tuple[Tensor, ...], primals: Sequence[Tensor], constants: tuple) -> list[Tensor]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2o.rule import CoordinatewiseRule, State, UpdateRule, flatten
+from l2o.rule import CoordinatewiseRule, UpdateRule, flatten
 from meta_train.estimators.estimator import Estimator, MetaGradient, MetaLoss
 from meta_train.unroll import Trajectories, apply_rule, value_and_grad
 from tasks.task import TaskFamily
@@ -22,13 +22,7 @@ from tasks.task import TaskFamily
 
 @dataclass(frozen=True)
 class Recorded(Estimator):
-    """Roll, record, replay.
-
-    Args:
-        chunk: coordinates replayed at a time; small enough for the replay's graph to stay in the cache.
-    """
-
-    chunk: int = 2048
+    """Roll, record, replay."""
 
     def estimate(
         self,
@@ -50,28 +44,8 @@ class Recorded(Estimator):
         grads, meta_grads, curve, trajectories = roll(rule, family, trajectories, meta_loss, len(weights), generator)
         weighted = meta_grads * (weights / trajectories.n_tasks).to(meta_grads)[:, None]
         cotangents = weighted.flip(0).cumsum(0).flip(0)
-        theta_grads = self.replay(rule, grads, cotangents, first_state, first_step)
+        theta_grads = rule.update_vjp(grads, cotangents, first_state, first_step)
         return MetaGradient(theta_grads, curve, trajectories)
-
-    def replay(
-        self, rule: CoordinatewiseRule, grads: Tensor, cotangents: Tensor, state: State, step: Tensor
-    ) -> dict[str, Tensor]:
-        """Return the gradient of Σ_t ⟨c_t, u_t⟩ with respect to the rule's parameters.
-
-        Args:
-            grads, cotangents: shape (K, n).
-            state, step: at the start of the window.
-        """
-        names = dict(rule.named_parameters())
-        totals = [torch.zeros_like(parameter) for parameter in names.values()]
-        for first in range(0, grads.shape[1], self.chunk):
-            part = slice(first, first + self.chunk)
-            chunk_state = type(state)(*(tensor[..., part] for tensor in state))
-            for total, piece in zip(
-                totals, _vjp(rule, grads[:, part], cotangents[:, part], chunk_state, step), strict=True
-            ):
-                total += piece
-        return dict(zip(names, totals, strict=True))
 
 
 @torch.no_grad()
@@ -101,12 +75,3 @@ def roll(
     if not own_batches:
         meta = inner[1:] + meta
     return torch.stack(inner), torch.stack(meta), torch.stack(curve), trajectories
-
-
-def _vjp(rule: CoordinatewiseRule, grads: Tensor, cotangents: Tensor, state: State, step: Tensor) -> tuple[Tensor, ...]:
-    with torch.enable_grad():
-        total = torch.zeros(())
-        for t in range(len(grads)):
-            updates, state = rule.update(grads[t], state, step + t)
-            total = total + (cotangents[t].to(updates.dtype) * updates).sum()
-        return torch.autograd.grad(total, list(rule.parameters()), materialize_grads=True)

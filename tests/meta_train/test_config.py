@@ -48,7 +48,7 @@ def test_json_gives_back_options_that_are_not_defaults():
 
 
 def test_json_names_every_field():
-    values = to_json(PRESETS["mnist"])
+    values = to_json(TrainConfig(MLP("mnist"), LSTMConfig(p=5.0)))
     assert set(values) == {field.name for field in dataclasses.fields(TrainConfig)}
     assert values["task"]["name"] == "mlp" and values["task"]["dataset"] == "mnist"
     assert values["rule"]["name"] == "lstm" and values["rule"]["p"] == 5.0
