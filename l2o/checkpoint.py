@@ -72,7 +72,7 @@ def build_rule(name: str, config: dict[str, Any], origin: object = "config") -> 
         raise CheckpointError(f"{origin}: unknown options {sorted(unknown)} of rule {name!r}; it has {sorted(known)}")
     try:
         return rule_type(config_type(**config))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: more memory than there is
         raise CheckpointError(f"{origin}: rule {name!r} refuses its options {config}: {error}") from error
 
 

@@ -26,11 +26,20 @@ class LearnedOptimizer(torch.optim.Optimizer):
             raise TypeError(
                 f"{type(rule).__name__} is not a gradient rule; LearnedOptimizer needs a CoordinatewiseRule"
             )
+        super().__init__(params, {"lr": lr})
+        devices = [param.device for group in self.param_groups for param in group["params"]]
+        self.rule = copy.deepcopy(rule).requires_grad_(False).to(devices[0] if devices else "cpu")
+
+    def add_param_group(self, param_group) -> None:
+        """Add parameters, at any time.
+
+        Raises:
+            ValueError: if the group's lr is negative or not finite.
+        """
+        lr = param_group.get("lr", self.defaults["lr"])
         if not 0 <= lr < float("inf"):
             raise ValueError(f"lr must be a finite number of at least 0, got {lr}")
-        super().__init__(params, {"lr": lr})
-        device = self.param_groups[0]["params"][0].device
-        self.rule = copy.deepcopy(rule).requires_grad_(False).to(device)
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -61,7 +70,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         # The state's type is asked for with no coordinates: a NamedTuple in `self.state` would break load_state_dict.
         state_type = type(self.rule.init_coordinates(flat[:0]))
         before = state_type(*(memory[name] for name in state_type._fields))
-        updates, state = self.rule.update(flat, before, step)
+        updates, state = self.rule.update_(flat, before, step)
         param.add_((lr * updates).reshape(param.shape))  # adds in the wider dtype, rounds once
         memory.update(step=step + 1, **state._asdict())
 

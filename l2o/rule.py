@@ -80,6 +80,10 @@ class CoordinatewiseRule(UpdateRule):
             step: number of earlier updates, int64, shape () or (n,).
         """
 
+    def update_(self, grads: Tensor, state: State, step: Tensor) -> tuple[Tensor, State]:
+        """`update` for loops without autograd; may write the next state into the tensors of `state`."""
+        return self.update(grads, state, step)
+
     def update_vjp(self, grads: Tensor, cotangents: Tensor, state: State, step: Tensor) -> dict[str, Tensor]:
         """Return the gradient of Σ_t ⟨c_t, u_t⟩ with respect to θ, by name, where u_t are the updates of K steps.
 

@@ -156,7 +156,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app.cli(prog="l2o", description="Learned optimizers: train, benchmark, list.", args=arguments)
     except KeyboardInterrupt as interruption:
-        print(f"l2o: {interruption or 'interrupted'}", file=sys.stderr)
+        print(f"l2o: {str(interruption) or 'interrupted'}", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError) as error:
         print(f"l2o: {error}", file=sys.stderr)

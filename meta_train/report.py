@@ -27,11 +27,12 @@ def write_report(directory: Path) -> str:
     try:
         protocol = json.loads((directory / "protocol.json").read_text())
         summary, curves = _read_csv(directory / "summary.csv"), _read_csv(directory / "curves.csv")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{directory} is not a benchmark's directory: {error}") from error
-    table = "\n\n".join(_table(setting, _rows(summary, setting)) for setting in protocol["settings"])
+        table = "\n\n".join(_table(setting, _rows(summary, setting)) for setting in protocol["settings"])
+        readme = _readme(protocol, summary, table)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{directory} is not a benchmark's directory: {type(error).__name__}, {error}") from error
     draw_curves(protocol, summary, curves, directory / "curves.png")
-    (directory / "README.md").write_text(_readme(protocol, summary, table))
+    (directory / "README.md").write_text(readme)
     return table
 
 
@@ -99,6 +100,9 @@ def _verdict(setting: str, rows: list[dict]) -> str:
     classic = min((row for row in rows if row["kind"] == "classic"), key=_score)
     sentences = []
     for row in (row for row in rows if row["kind"] == "learned"):
+        if not math.isfinite(_score(row)):
+            sentences.append(f"{row['method']} LOSES: it diverged on {row['diverged']} of {row['seeds']} problems.")
+            continue
         change = _score(row) / _score(classic) - 1
         word = "wins" if change < 0 else "LOSES"
         diverged = f", {row['diverged']} runs diverged" if int(row["diverged"]) else ""
@@ -134,8 +138,8 @@ score is the sum of the losses at θ₀ … θ_{protocol["sum_steps"] - 1}; the 
 
 ## Method
 Every classic's learning rate minimises the mean sum of losses on {protocol["tuning_problems"]} problems of its own
-(another seed, the outer_valid split), over a grid of four a decade from 3e-4 to 3, extended at the ends and refined around the
-best: {min(tried)} to {max(tried)} learning rates a method and setting. Learned rules run as they are, at lr 1.
+(another seed, the outer_valid split), over a grid of four a decade from 3e-4 to 3, extended at the ends and refined
+around the best: {min(tried)} to {max(tried)} learning rates a method and setting. Learned rules run as they are, at lr 1.
 Lines are means, bands the quartiles.
 
 Settings:
@@ -161,4 +165,7 @@ def _standard_error(row: dict) -> float:
 
 def _read_csv(path: Path) -> list[dict]:
     with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise ValueError(f"{path} has no rows")
+    return rows

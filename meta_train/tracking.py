@@ -80,10 +80,8 @@ class Progress:
             self.bar.set_description_str(status)
         elif now - self._line_time > _LINE_SECONDS or outer_step == self.total:
             self._line_time = now
-            print(
-                f"{outer_step}/{self.total}: {status}, {self._time_left(outer_step, now)} {self._validation}",
-                file=sys.stderr,
-            )
+            parts = (f"{outer_step}/{self.total}: {status}", self._time_left(outer_step, now), self._validation)
+            print(", ".join(part for part in parts if part), file=sys.stderr)
 
     def _time_left(self, outer_step: int, now: float) -> str:
         first, begun = self._begun or (0, now)
@@ -119,9 +117,11 @@ def start_wandb(run: RunDirectory, mode: WandbMode):
         try:
             return _init_wandb(run, "online")
         except wandb.errors.Error as error:
+            reason = str(error).splitlines()[0]
             if mode == "online":
-                raise ValueError(f"--wandb online: {error}. Check the network, or take --wandb offline") from error
-            print(f"Weights & Biases goes on offline: {error}", file=sys.stderr)
+                raise ValueError(f"--wandb online: {reason}. Check the network, or take --wandb offline") from error
+            print(f"Weights & Biases goes on offline: {reason}", file=sys.stderr)
+            wandb.teardown()  # frees the id, which the attempt holds
     return _init_wandb(run, "offline")
 
 

@@ -138,7 +138,7 @@ class Trainer:
             self._restore(*loaded)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{self.run.path}: state.safetensors does not fit config.json ({error!r:.150}); was one of them changed?"
+                f"{self.run.path}: state.safetensors does not fit config.json ({error!r:.150}); was one changed?"
             ) from error
         self.run.truncate_log(self.outer_step)
 

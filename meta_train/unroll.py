@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from l2o.rule import CoordinatewiseRule, Observation, Params, State, UpdateRule
+from l2o.rule import CoordinatewiseRule, Observation, Params, State, UpdateRule, add_flat, flatten
 from tasks.task import Data, Split, TaskFamily
 
 
@@ -38,7 +38,9 @@ def start(rule: UpdateRule, family: TaskFamily, n_tasks: int, generator: torch.G
 
 def task_losses(family: TaskFamily, params: Params, tasks: Data, batch: Data) -> Tensor:
     """Return the loss of every task, shape (n_tasks,), connected to params."""
-    if family.vectorized:
+    if family.vectorized == "axes":
+        return family.loss(params, tasks, batch)
+    if family.vectorized == "vmap":
         return torch.func.vmap(family.loss)(params, tasks, batch)
     n_tasks = next(iter(params.values())).shape[0]
 
@@ -71,11 +73,19 @@ def value_and_grad(
     return losses if order else losses.detach(), grads
 
 
-def apply_rule(rule: UpdateRule, trajectories: Trajectories, losses: Tensor, grads: Params) -> Trajectories:
-    """Make one update of every task."""
+def apply_rule(
+    rule: UpdateRule, trajectories: Trajectories, losses: Tensor, grads: Params, overwrite: bool = False
+) -> Trajectories:
+    """Make one update of every task.
+
+    Args:
+        overwrite: without autograd, allow the rule to reuse the memory of `trajectories.state`.
+    """
     tasks, params, state, step = trajectories
     if _flat(rule):
-        params, state = rule(Observation(params, grads, None, step), state)
+        update = rule.update_ if overwrite else rule.update
+        updates, state = update(flatten(grads), state, step)
+        params = add_flat(params, updates)
     else:
 
         def one_task(params, grads, loss, state):
@@ -97,7 +107,7 @@ def evaluate(
     curve = []
     for _ in range(horizon):
         losses, grads = value_and_grad(family, trajectories, split, generator)
-        trajectories = apply_rule(rule, trajectories, losses, grads)
+        trajectories = apply_rule(rule, trajectories, losses, grads, overwrite=True)
         curve.append(losses)
     return torch.stack(curve)
 

@@ -40,6 +40,8 @@ class MLP(TaskFamily):
     Parameters of layer l are "l.weight" (out, in) and "l.bias" (out,). The data set is loaded on first use.
     """
 
+    vectorized = "axes"
+
     dataset: DatasetName = "digits"
     """digits (8×8, embedded), mnist (28×28) or cifar10 (3×32×32, needs L2O_DATA)."""
     hidden: tuple[int, ...] = (20,)

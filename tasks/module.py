@@ -68,7 +68,8 @@ class ModuleTask(TaskFamily):
             raise TypeError(f"module must be a function that makes one, such as `lambda: Net()`, got {module!r:.80}")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size}")
-        self.factory, self.loss_fn, self.batch_size, self.vectorized = module, loss_fn, batch_size, vectorized
+        self.factory, self.loss_fn, self.batch_size = module, loss_fn, batch_size
+        self.vectorized = "vmap" if vectorized else "loop"
         self.data = Minibatches(_splits(data, fractions))
         self._module = _pure(self._make_modules(1, seed=0)[0])
         self._names = _trainable(self._module)
@@ -123,7 +124,7 @@ class ModuleTask(TaskFamily):
             raise ValueError(f"loss_fn must return a loss of shape (), got {tuple(losses[0].shape)}; take the mean")
         if not _same(*losses):
             raise ValueError("the module gives another loss each time; randomness must come from explicit generators")
-        if self.vectorized:
+        if self.vectorized == "vmap":
             self._try_vmap(params, batch)
 
     def _try_vmap(self, params: Params, batch: Data) -> None:

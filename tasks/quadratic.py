@@ -13,6 +13,8 @@ from tasks.task import Data, Params, TaskFamily
 class Quadratic(TaskFamily):
     """f(θ) = ‖Wθ − y‖², W of shape (dim, dim), y and θ of shape (dim,), deterministic: no minibatches, no splits."""
 
+    vectorized = "axes"
+
     dim: int = 10
     """Number of variables."""
     distribution: Literal["normal", "uniform"] = "normal"
@@ -46,5 +48,6 @@ class Quadratic(TaskFamily):
         return {"theta": theta if self.start == "normal" else torch.zeros_like(theta)}
 
     def loss(self, params: Params, task: Data, batch: Data) -> Tensor:
-        """‖Wθ − y‖², shape ()."""
-        return (task["W"] @ params["theta"] - task["y"]).square().sum()
+        """‖Wθ − y‖², shape (), or (n_tasks,) with a leading task axis."""
+        residual = (task["W"] @ params["theta"].unsqueeze(-1)).squeeze(-1) - task["y"]
+        return residual.square().sum(-1)

@@ -28,8 +28,9 @@ class TaskFamily(ABC):
     uses sampled data. All tensors are made on `generator.device`.
     """
 
-    vectorized: bool = True
-    """Whether `loss` works under vmap; if not, the loop goes over tasks one by one."""
+    vectorized: Literal["axes", "vmap", "loop"] = "vmap"
+    """How the loop evaluates all tasks at once: `loss` itself takes a leading task axis on everything and returns
+    (n_tasks,), which is fastest; `torch.func.vmap` of `loss`; or one task after the other, which always works."""
 
     def sample_tasks(self, n_tasks: int, generator: torch.Generator) -> Data:
         """Return what defines each task, each tensor with a leading task axis; empty if all tasks share their data."""

@@ -1,6 +1,10 @@
 // Coordinate-wise LSTM on CPUs: `step` and `sequence_vjp` behind a plain C interface (loaded by ctypes: without torch's
 // headers compiling takes seconds). Threads work on blocks of coordinates. Sums over blocks are made in fixed groups and
 // added in a fixed order, so that results do not depend on the number of threads.
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <cstdlib>
 #include <memory>
 
@@ -55,6 +59,15 @@ inline void* scratch(size_t bytes) {
     return buffer.get();
 }
 
+// Ask for huge pages under a large fresh array: faulting it in by small ones takes longer than the step that fills it.
+inline void use_huge_pages([[maybe_unused]] void* array, [[maybe_unused]] size_t bytes) {
+#ifdef MADV_HUGEPAGE
+    constexpr uintptr_t page = 2 << 20;
+    const uintptr_t begin = ((uintptr_t)array + page - 1) / page * page, end = ((uintptr_t)array + bytes) / page * page;
+    if (begin + page < end) madvise((void*)begin, end - begin, MADV_HUGEPAGE);
+#endif
+}
+
 template <class T> Network<T> network_of(const Arguments& a, bool backward) {
     Constants<T> constants{a.logarithm != 0, T(a.p),     T(std::exp(-a.p)),
                            T(a.log_eps),     T(a.scale), T(a.forget_bias)};
@@ -103,6 +116,8 @@ template <class T> struct StepChunk {
 
 template <class T> void step(const Arguments& a) {
     const Network<T> network = network_of<T>(a, false);
+    use_huge_pages(a.next_hidden, a.layers * a.units * a.n * sizeof(T));
+    use_huge_pages(a.next_cell, a.layers * a.units * a.n * sizeof(T));
     const long chunks = (a.n + StepChunk<T>::width - 1) / StepChunk<T>::width;
     // A chunk takes some microseconds, as does waking a thread.
     [[maybe_unused]] const int threads = std::max<long>(1, std::min<long>(a.threads, chunks / 2));

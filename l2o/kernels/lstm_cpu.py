@@ -64,7 +64,7 @@ def step(grads: Tensor, hidden: Tensor, cell: Tensor, network: Network, out=None
             raise ValueError(f"out's {name} should be contiguous, but has strides {tensor.stride()}")
     others = dict(zip(("updates", "next_hidden", "next_cell"), results, strict=True))
     _call("step", grads[None], hidden, cell, network, others)
-    return tuple(results)
+    return results[0], results[1], results[2]
 
 
 def sequence_vjp(

@@ -10,6 +10,8 @@ Coordinates lie on the last axis. For one coordinate with gradient g, layers l =
 Source: Andrychowicz et al. 2016, arXiv:1606.04474, §2.1 and appendix A.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -56,8 +58,8 @@ def step(
     grads: Tensor,
     hidden: Tensor,
     cell: Tensor,
-    weights: list[Tensor],
-    biases: list[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
     output_weight: Tensor,
     output_bias: Tensor,
     *,
@@ -85,8 +87,8 @@ def sequence_vjp(
     cotangents: Tensor,
     hidden: Tensor,
     cell: Tensor,
-    weights: list[Tensor],
-    biases: list[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
     output_weight: Tensor,
     output_bias: Tensor,
     *,
@@ -103,11 +105,12 @@ def sequence_vjp(
     constants = {"p": p, "log_eps": log_eps, "scale": scale, "forget_bias": forget_bias}
     for start in range(0, grads.shape[1], chunk) if len(grads) else ():
         part = slice(start, start + chunk)
-        state = (hidden[..., part].detach(), cell[..., part].detach())
+        memory = (hidden[..., part].detach(), cell[..., part].detach())
         with torch.enable_grad():
             inner = torch.zeros((), dtype=output_bias.dtype, device=output_bias.device)
             for grad, cotangent in zip(grads[:, part].detach(), cotangents[:, part].detach(), strict=True):
-                updates, *state = step(grad, *state, theta[:layers], theta[layers:-2], *theta[-2:], **constants)
+                network = (theta[:layers], theta[layers:-2], theta[-2], theta[-1])
+                updates, *memory = step(grad, memory[0], memory[1], *network, **constants)
                 inner = inner + (cotangent * updates).sum()
         for total, gradient in zip(totals, torch.autograd.grad(inner, theta), strict=True):
             total += gradient

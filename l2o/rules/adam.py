@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from l2o.rule import CoordinatewiseRule, accumulator
+from l2o.rules.checks import check_decay, check_positive
 from l2o.rules.moments import lerp, one_minus_power, safe_sqrt
 
 
@@ -28,6 +29,15 @@ class AdamConfig:
     """β₂ in (0, 1), dimensionless."""
     eps: float = 1e-8
     """ε > 0, gradient units; not learned."""
+
+    def __post_init__(self):
+        """Check the ranges.
+
+        Raises:
+            ValueError: if lr or eps is not positive and finite or a beta not in (0, 1).
+        """
+        check_positive(lr=self.lr, eps=self.eps)
+        check_decay(beta1=self.beta1, beta2=self.beta2)
 
 
 class AdamState(NamedTuple):

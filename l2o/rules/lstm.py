@@ -15,6 +15,7 @@ The TensorFlow reference of the paper's authors is the config `TENSORFLOW`: p = 
 0.01, forget bias 1.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -46,12 +47,14 @@ class LSTMConfig:
         """Check the ranges.
 
         Raises:
-            ValueError: if a size is below one, or p or scale is not positive.
+            ValueError: if a size is below one, p is not in (0, 80], or scale is not positive and finite.
         """
         if self.hidden_size < 1 or self.layers < 1:
             raise ValueError(f"hidden_size and layers must be at least 1, got {self.hidden_size} and {self.layers}")
-        if not (self.p is None or self.p > 0) or not self.scale > 0:  # NaN is not above 0 either
-            raise ValueError(f"p (or None) and scale must be positive, got p={self.p} and scale={self.scale}")
+        if self.p is not None and not 0 < self.p <= 80:  # e^-80 is the last that float32 holds with all its digits
+            raise ValueError(f"p must be in (0, 80], or None for no preprocessing, got {self.p}")
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale must be positive and finite, got {self.scale}")
 
 
 TENSORFLOW = LSTMConfig(p=5.0, log_eps=2.0**-23, scale=0.01, forget_bias=1.0)
@@ -99,6 +102,12 @@ class CoordinatewiseLSTM(CoordinatewiseRule):
         """See the module's equations; computed in the precision of the weights."""
         updates, hidden, cell = kernels.step(grads.to(self.output_bias.dtype), *state, **self._network())
         return updates, LSTMState(hidden, cell)
+
+    def update_(self, grads: Tensor, state: LSTMState, step: Tensor) -> tuple[Tensor, LSTMState]:
+        """See `CoordinatewiseRule.update_`; fresh memory for 80 floats a coordinate would cost more than the step."""
+        grads = grads.to(self.output_bias.dtype)
+        updates, _, _ = kernels.step(grads, *state, **self._network(), out=(torch.empty_like(grads), *state))
+        return updates, state
 
     def update_vjp(self, grads: Tensor, cotangents: Tensor, state: LSTMState, step: Tensor) -> dict[str, Tensor]:
         """See `CoordinatewiseRule.update_vjp`; fused, blocks of coordinates at a time."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from l2o.rule import CoordinatewiseRule, accumulator
+from l2o.rules.checks import check_decay, check_positive
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,15 @@ class MomentumConfig:
     """Decay μ in (0, 1), dimensionless."""
     nesterov: bool = False
     """Look ahead along the momentum."""
+
+    def __post_init__(self):
+        """Check the ranges.
+
+        Raises:
+            ValueError: if lr is not positive and finite or momentum not in (0, 1).
+        """
+        check_positive(lr=self.lr)
+        check_decay(momentum=self.momentum)
 
 
 class MomentumState(NamedTuple):

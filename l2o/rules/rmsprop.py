@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from l2o.rule import CoordinatewiseRule, accumulator
+from l2o.rules.checks import check_decay, check_positive
 from l2o.rules.moments import lerp, safe_sqrt
 
 
@@ -25,6 +26,15 @@ class RMSpropConfig:
     """α in (0, 1), dimensionless."""
     eps: float = 1e-8
     """ε > 0, gradient units; not learned."""
+
+    def __post_init__(self):
+        """Check the ranges.
+
+        Raises:
+            ValueError: if lr or eps is not positive and finite or decay not in (0, 1).
+        """
+        check_positive(lr=self.lr, eps=self.eps)
+        check_decay(decay=self.decay)
 
 
 class RMSpropState(NamedTuple):

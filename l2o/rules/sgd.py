@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from l2o.rule import CoordinatewiseRule
+from l2o.rules.checks import check_positive
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,14 @@ class SGDConfig:
 
     lr: float = 0.01
     """Step size η > 0, parameter units per gradient unit."""
+
+    def __post_init__(self):
+        """Check the ranges.
+
+        Raises:
+            ValueError: if lr is not positive and finite.
+        """
+        check_positive(lr=self.lr)
 
 
 class SGDState(NamedTuple):

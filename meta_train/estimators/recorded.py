@@ -41,6 +41,8 @@ class Recorded(Estimator):
         if not isinstance(rule, CoordinatewiseRule):
             raise TypeError(f"recorded gradients need a CoordinatewiseRule, got {type(rule).__name__}; use truncated")
         first_state, first_step = trajectories.state, trajectories.step
+        # The roll overwrites its state; the replay starts from the one that came.
+        trajectories = trajectories._replace(state=type(first_state)(*(tensor.clone() for tensor in first_state)))
         grads, meta_grads, curve, trajectories = roll(rule, family, trajectories, meta_loss, len(weights), generator)
         weighted = meta_grads * (weights / trajectories.n_tasks).to(meta_grads)[:, None]
         cotangents = weighted.flip(0).cumsum(0).flip(0)
@@ -68,7 +70,7 @@ def roll(
         losses, grads = value_and_grad(family, trajectories, meta_loss.inner_split, generator)
         curve.append(losses)
         inner.append(flatten(grads))
-        trajectories = apply_rule(rule, trajectories, losses, grads)
+        trajectories = apply_rule(rule, trajectories, losses, grads, overwrite=True)
         if own_batches or k == length - 1:
             _, grads = value_and_grad(family, trajectories, meta_loss.split, generator)
             meta.append(flatten(grads))

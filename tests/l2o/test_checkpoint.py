@@ -229,6 +229,7 @@ def test_unknown_option(saved):
         {"hidden_size": "3"},
         {"hidden_size": 2.5},
         {"hidden_size": None},
+        {"hidden_size": 10**6},  # 16 TB of weights
         {"p": -1.0},
         {"layers": []},
     ],

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from l2o import CheckpointError
+from l2o.kernels.reference import fast_tanh, lstm_cell
 from l2o.rules import TENSORFLOW, CoordinatewiseLSTM, LSTMConfig
-from l2o.rules.lstm import LSTMState, fast_tanh, lstm_cell
+from l2o.rules.lstm import LSTMState
 from l2o.tensorflow_weights import load_tensorflow_lstm
 from meta_train.unroll import evaluate
 from tasks import MLP
@@ -216,11 +217,13 @@ def test_same_generator_gives_same_weights_and_first_updates_are_small():
     [
         ({"hidden_size": 0}, "hidden_size and layers must be at least 1, got 0 and 2"),
         ({"layers": 0}, "hidden_size and layers must be at least 1, got 20 and 0"),
-        ({"p": 0.0}, "must be positive, got p=0.0"),
-        ({"p": -1.0}, "must be positive, got p=-1.0"),
-        ({"scale": 0.0}, "must be positive, got p=10.0 and scale=0.0"),
-        ({"scale": math.nan}, "scale=nan"),
-        ({"p": math.nan}, "p=nan"),
+        ({"p": 0.0}, r"p must be in \(0, 80\], or None for no preprocessing, got 0.0"),
+        ({"p": -1.0}, "got -1.0"),
+        ({"p": 200.0}, "got 200.0"),
+        ({"p": math.nan}, "got nan"),
+        ({"scale": 0.0}, "scale must be positive and finite, got 0.0"),
+        ({"scale": math.nan}, "finite, got nan"),
+        ({"scale": math.inf}, "finite, got inf"),
     ],
 )
 def test_config_out_of_range_is_refused(options, match):
@@ -245,16 +248,16 @@ def test_state_is_in_the_precision_of_the_weights(generator):
 
 def sums_of_100_losses(name, runs):
     rule = load_tensorflow_lstm(PUBLISHED / f"{name}.npz")
-    generator = torch.Generator().manual_seed(0)
-    curves = [evaluate(rule, MLP("mnist"), 1, 100, "test", generator) for _ in range(runs)]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(1 + (runs - 1) // 48)]
+    curves = [evaluate(rule, MLP("mnist"), 1, 100, "test", generators[i // 48]) for i in range(runs)]
     return torch.cat(curves, 1).double().sum(0)
 
 
 def assert_reproduces(sums, mean, sd):
     """Within two standard errors of the difference of two means: 48 runs there (SOURCES.md), len(sums) runs here.
 
-    12 runs: dm 42.2 ± 1.5, dm_cl_il 80.9 ± 8.8. 48 runs: ± 0.94 and ± 5.6. For comparison, a wrong forget bias, gate
-    order or p moves dm by tens.
+    12 runs: dm 42.2 ± 1.5, dm_cl_il 80.9 ± 8.8. A wrong p or scale gives more than 120. A forget bias of 0 hardly shows
+    here, which is why the conventions are also tested exactly, in `test_imported_weights_act_as_...`.
     """
     error = sd * math.sqrt(1 / 48 + 1 / len(sums))
     assert abs(sums.mean().item() - mean) < 2 * error
@@ -270,9 +273,14 @@ def test_published_weights_reproduce_their_figure_in_12_runs(name, mean, sd):
 
 @pytest.mark.slow
 @needs_published_weights
-@pytest.mark.parametrize("name, mean, sd", [("dm", 42.2, 2.3), ("dm_cl_il", 80.9, 13.6)])
-def test_published_weights_reproduce_their_figure_in_48_runs(name, mean, sd):
-    assert_reproduces(sums_of_100_losses(name, 48), mean, sd)
+@pytest.mark.parametrize("name, runs, mean, sd", [("dm", 192, 42.2, 2.3), ("dm_cl_il", 48, 80.9, 13.6)])
+def test_published_weights_reproduce_their_figure_in_many_runs(name, runs, mean, sd):
+    """Measured: dm 41.61 (sd 1.84, standard error .13) over these 192 runs, dm_cl_il 77.96 (12.1, 1.7) over 48.
+
+    dm takes 192 runs because four times 48 gave 41.17, 42.10, 41.56 and 41.61: the first, by chance, lies 1.03 below
+    the published mean where two standard errors are 0.94.
+    """
+    assert_reproduces(sums_of_100_losses(name, runs), mean, sd)
 
 
 # ---------------------------------------------------------------- importer
@@ -315,6 +323,15 @@ def test_imported_weights_act_as_the_published_conventions_say(tmp_path, generat
     rule = load_tensorflow_lstm(tmp_path / "weights.npz").double()
     assert rule.config == TENSORFLOW
     np.testing.assert_allclose(run(rule, grads).numpy(), sonnet_updates(arrays, grads.numpy()), rtol=1e-10, atol=1e-13)
+
+
+@needs_published_weights
+@pytest.mark.parametrize("name", ["dm", "dm_aug", "dm_cl", "dm_il", "dm_cl_il"])
+def test_published_weights_act_as_the_published_conventions_say(name, generator):
+    with np.load(PUBLISHED / f"{name}.npz") as file:
+        arrays, grads = dict(file), gradients(generator, steps=20, coordinates=50).double()
+    rule = load_tensorflow_lstm(PUBLISHED / f"{name}.npz").double()
+    np.testing.assert_allclose(run(rule, grads).numpy(), sonnet_updates(arrays, grads.numpy()), rtol=1e-9, atol=1e-12)
 
 
 @needs_published_weights

@@ -267,3 +267,23 @@ def test_lr_outside_its_range_is_refused_by_every_classic():
     ):
         with pytest.raises(ValueError, match="math domain|positive"):
             rule_type(config_type(lr=-math.pi))
+
+
+@pytest.mark.parametrize(
+    ("config_type", "options", "name"),
+    [
+        (SGDConfig, {"lr": 0.0}, "lr"),
+        (SGDConfig, {"lr": float("nan")}, "lr"),
+        (MomentumConfig, {"lr": -1.0}, "lr"),
+        (MomentumConfig, {"momentum": 1.0}, "momentum"),
+        (RMSpropConfig, {"lr": float("inf")}, "lr"),
+        (RMSpropConfig, {"eps": 0.0}, "eps"),
+        (RMSpropConfig, {"decay": 0.0}, "decay"),
+        (AdamConfig, {"eps": -1.0}, "eps"),
+        (AdamConfig, {"beta1": 1.5}, "beta1"),
+        (AdamConfig, {"beta2": float("nan")}, "beta2"),
+    ],
+)
+def test_configs_refuse_what_has_no_logarithm_or_logit(config_type, options, name):
+    with pytest.raises(ValueError, match=f"{name} must"):
+        config_type(**options)

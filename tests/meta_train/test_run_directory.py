@@ -34,7 +34,9 @@ def test_create_makes_parents_and_takes_an_existing_empty_directory(tmp_path):
 
 def test_create_refuses_an_existing_run_and_names_the_command_that_continues_it(run):
     before = (run.path / "config.json").read_bytes()
-    with pytest.raises(FileExistsError, match=f"{run.path} already holds a run; continue it with l2o resume {run.path}"):
+    with pytest.raises(
+        FileExistsError, match=f"{run.path} already holds a run; continue it with l2o resume {run.path}"
+    ):
         RunDirectory.create(run.path, TrainConfig(Quadratic()))
     assert (run.path / "config.json").read_bytes() == before
 

@@ -305,7 +305,9 @@ def test_a_state_that_does_not_fit_the_config_is_an_error_that_says_so(tmp_path)
     run_to_the_end(tmp_path / "run")
     values = to_json(dataclasses.replace(TINY, rule=LSTMConfig(hidden_size=5, p=None)))
     (tmp_path / "run/config.json").write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=r"run: state.safetensors does not fit config.json .*was one of them changed\?"):
+    with pytest.raises(
+        ValueError, match=r"run: state.safetensors does not fit config.json .*was one of them changed\?"
+    ):
         trainer(tmp_path / "run")
 
 
@@ -380,12 +382,12 @@ def test_signals_end_a_run_with_a_checkpoint_and_the_command_that_continues_it(n
     assert "Traceback" not in errors
     _, counters = RunDirectory.open(path).load_state()
     assert 7 * 3 <= counters["outer_step"] < 300
-    assert json.loads((path / "checkpoints/last/rule.json").read_text())["training"]["outer_step"] == (
-        counters["outer_step"]
+    assert (
+        json.loads((path / "checkpoints/last/rule.json").read_text())["training"]["outer_step"]
+        == (counters["outer_step"])
     )
     if number == signal.SIGTERM:
-        process = start_command("resume", path, *LONG[2:6])
-        process.communicate()
+        run_to_the_end(path)
         assert_same_run(path, long_run)
 
 

@@ -20,7 +20,7 @@ def seeded(seed=5):
 def one_by_one(family):
     """The same family, which the loop may not vectorise."""
     family = copy.copy(family)
-    object.__setattr__(family, "vectorized", False)
+    object.__setattr__(family, "vectorized", "loop")
     return family
 
 
@@ -191,3 +191,14 @@ def test_parameters_that_the_loss_ignores_get_zero_gradients(float64, generator)
     _, grads = value_and_grad(family, now, "train", seeded())
     assert torch.equal(grads["unused.weight"], torch.zeros(2, 1, 2))
     assert grads["used.weight"].abs().min() > 0
+
+
+@pytest.mark.parametrize("build", [Quadratic, lambda: MLP(hidden=(5,), batch_size=4)])
+def test_a_loss_that_takes_task_axes_equals_vmap(build, float64):
+    family = build()
+    trajectories = start(SGD(), family, 3, seeded())
+    batch = family.sample_batch(trajectories.tasks, 3, "train", seeded())
+    assert family.vectorized == "axes"
+    by_axes = task_losses(family, trajectories.params, trajectories.tasks, batch)
+    by_vmap = torch.func.vmap(family.loss)(trajectories.params, trajectories.tasks, batch)
+    torch.testing.assert_close(by_axes, by_vmap, rtol=1e-12, atol=0)

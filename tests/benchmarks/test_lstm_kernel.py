@@ -1,0 +1,60 @@
+"""Time of the LSTM kernels beside the plain reference: pytest tests/benchmarks --benchmark-only.
+
+15,920 coordinates are one MNIST MLP 784-20-10. Divide by them (and by the steps) for the time per coordinate.
+"""
+
+import time
+
+import pytest
+import torch
+
+from l2o import kernels
+from l2o.kernels import reference
+
+pytest.importorskip("pytest_benchmark")
+pytestmark = pytest.mark.benchmark(timer=time.process_time, min_rounds=5, warmup=True, disable_gc=True)
+N, STEPS = 15_920, 20
+
+
+@pytest.fixture(scope="module")
+def problem():
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return 0.3 * torch.randn(shape, generator=generator)
+
+    theta = ([draw(80, 22), draw(80, 40)], [draw(80), draw(80)], draw(1, 20), draw(1))
+    constants = {"p": 10.0, "log_eps": 0.0, "scale": 0.1, "forget_bias": 0.0}
+    return (draw(STEPS, N), draw(STEPS, N), draw(2, 20, N), draw(2, 20, N), *theta), constants
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("module", [kernels, reference], ids=["fused", "plain"])
+def test_step(benchmark, problem, module):
+    (grads, _, *rest), constants = problem
+    with torch.no_grad():
+        updates, hidden, _ = benchmark(lambda: module.step(grads[0], *rest, **constants))
+    assert updates.shape == (N,) and hidden.isfinite().all()
+
+
+def test_step_in_place(benchmark, problem):
+    (grads, _, hidden, cell, *theta), constants = problem
+    state = (hidden.clone(), cell.clone())
+    out = (torch.empty(N), *state)
+    with torch.no_grad():
+        benchmark(lambda: kernels.step(grads[0], *state, *theta, out=out, **constants))
+    assert out[0].isfinite().all()
+
+
+@pytest.mark.parametrize("module", [kernels, reference], ids=["fused", "plain"])
+def test_sequence_vjp(benchmark, problem, module):
+    arguments, constants = problem
+    weights, *_ = benchmark(lambda: module.sequence_vjp(*arguments, **constants))
+    assert weights[0].isfinite().all()
