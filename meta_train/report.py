@@ -139,8 +139,8 @@ score is the sum of the losses at θ₀ … θ_{protocol["sum_steps"] - 1}; the 
 ## Method
 Every classic's learning rate minimises the mean sum of losses on {protocol["tuning_problems"]} problems of its own
 (another seed, the outer_valid split), over a grid of four a decade from 3e-4 to 3, extended at the ends and refined
-around the best: {min(tried)} to {max(tried)} learning rates a method and setting. Learned rules run as they are, at lr 1.
-Lines are means, bands the quartiles.
+around the best: {min(tried)} to {max(tried)} learning rates a method and setting. Learned rules run as they are, at
+lr 1. Lines are means, bands the quartiles.
 
 Settings:
 {settings}

@@ -16,7 +16,8 @@ from meta_train.config import to_json
 from meta_train.estimators import MetaGradient
 from meta_train.run_directory import RunDirectory
 from meta_train.tracking import Progress
-from meta_train.unroll import Trajectories, evaluate, start
+from meta_train.tree import flatten_tree, rebuild_tree
+from meta_train.unroll import evaluate
 
 _VALIDATION_SEED = 2**32
 """Added to the run's seed for the validation problems, which are the same at every validation."""
@@ -111,22 +112,15 @@ class Trainer:
         return {"outer_step": self.outer_step, "config": to_json(self.config)}
 
     def _restart(self) -> None:
-        self.trajectories = start(self.rule, self.config.task, self.config.n_tasks, self.generator)
-        self.first_losses = torch.full((self.config.n_tasks,), math.inf)
+        self.trajectories = self.estimator.start(self.rule, self.config.task, self.config.n_tasks, self.generator)
+        self.first_losses = torch.full((), math.inf)
 
     def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        now = self.trajectories
-        groups = {
-            "rule": self.rule.state_dict(),
-            "tasks": now.tasks,
-            "params": now.params,
-            "memory": now.state._asdict(),
-            "loop": {"step": now.step, "first_losses": self.first_losses, "generator": self.generator.get_state()},
-        }
-        for index, slots in self.adam.state_dict()["state"].items():
-            groups[f"adam/{index}"] = slots
-        tensors = {f"{group}/{name}": tensor for group, part in groups.items() for name, tensor in part.items()}
+        loop = {"first_losses": self.first_losses, "generator": self.generator.get_state()}
+        adam = {str(index): slots for index, slots in self.adam.state_dict()["state"].items()}
+        trees = {"rule": dict(self.rule.state_dict()), "trajectories": self.trajectories, "loop": loop, "adam": adam}
         counters = {"outer_step": self.outer_step, "skipped": self.skipped, "best": self.best}
+        tensors = {path: tensor for name, tree in trees.items() for path, tensor in flatten_tree(tree, name).items()}
         return tensors, counters | {"window": self.progress.window}
 
     def _resume(self) -> None:
@@ -137,9 +131,8 @@ class Trainer:
         try:
             self._restore(*loaded)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{self.run.path}: state.safetensors does not fit config.json ({error!r:.150}); was one changed?"
-            ) from error
+            what = f"{self.run.path}: state.safetensors does not fit config.json ({error!r:.150})"
+            raise ValueError(f"{what}; was one of them changed?") from error
         self.run.truncate_log(self.outer_step)
 
     def _restore(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
@@ -152,11 +145,6 @@ class Trainer:
         self.rule.load_state_dict(group("rule"))
         moments = {i: group(f"adam/{i}") for i, _ in enumerate(self.rule.parameters())}
         self.adam.load_state_dict(self.adam.state_dict() | {"state": {i: m for i, m in moments.items() if m}})
-        memory = type(self.trajectories.state)(**group("memory"))
-        loop = group("loop")
-        # safetensors sorts the names, but the layout of a coordinate-wise rule's memory is the order of the params.
-        params = group("params")
-        params = {name: params[name] for name in self.trajectories.params}
-        self.trajectories = Trajectories(group("tasks"), params, memory, loop["step"])
-        self.first_losses = loop["first_losses"]
-        self.generator.set_state(loop["generator"])
+        self.trajectories = rebuild_tree(self.trajectories, tensors, "trajectories")
+        self.first_losses = tensors["loop/first_losses"]
+        self.generator.set_state(tensors["loop/generator"])

@@ -60,12 +60,16 @@ def value_and_grad(
     Returns: losses, shape (n_tasks,), and gradients, like params.
     """
     batch = family.sample_batch(trajectories.tasks, trajectories.n_tasks, split, generator)
+    return losses_and_grads(family, trajectories.params, trajectories.tasks, batch, order)
+
+
+def losses_and_grads(
+    family: TaskFamily, params: Params, tasks: Data, batch: Data, order: int = 0
+) -> tuple[Tensor, Params]:
+    """Evaluate every task on a given minibatch; arguments and results as for `value_and_grad`."""
     with torch.enable_grad():
-        params = {
-            name: p if order and p.requires_grad else p.detach().requires_grad_()
-            for name, p in trajectories.params.items()
-        }
-        losses = task_losses(family, params, trajectories.tasks, batch)
+        params = {name: p if order and p.requires_grad else p.detach().requires_grad_() for name, p in params.items()}
+        losses = task_losses(family, params, tasks, batch)
         pieces = torch.autograd.grad(
             losses.sum(), list(params.values()), create_graph=order == 2, retain_graph=order > 0, materialize_grads=True
         )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from l2o.rule import UpdateRule
-from meta_train.unroll import Trajectories
+from meta_train.unroll import Trajectories, start
 from tasks.task import TaskFamily
 
 MetaSplit = Literal["train", "inner_valid"]
@@ -68,7 +68,14 @@ class MetaGradient(NamedTuple):
 
 
 class Estimator(ABC):
-    """One way to differentiate a window of the loop; a subclass implements `estimate`."""
+    """One way to differentiate a window of the loop.
+
+    A subclass implements `estimate`, and `start` if it carries more than the trajectories from window to window.
+    """
+
+    def start(self, rule: UpdateRule, family: TaskFamily, n_tasks: int, generator: torch.Generator) -> Trajectories:
+        """Return n_tasks fresh problems, as `estimate` takes them."""
+        return start(rule, family, n_tasks, generator)
 
     @abstractmethod
     def estimate(
