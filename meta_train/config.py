@@ -120,8 +120,8 @@ PRESETS: dict[str, TrainConfig] = {
         validate_every=500,
         checkpoint_every=500,
     ),
-    "mnist": TrainConfig(MLP("mnist"), _CLASSIFIER_LSTM, n_tasks=1, outer_steps=5000, outer_lr=0.01, valid_tasks=24),
-    "digits": TrainConfig(MLP("digits"), _CLASSIFIER_LSTM, n_tasks=4, outer_steps=800, outer_lr=0.01, valid_tasks=32),
+    "mnist": TrainConfig(MLP("mnist"), _CLASSIFIER_LSTM, n_tasks=1, outer_steps=6000, outer_lr=0.01, valid_tasks=24),
+    "digits": TrainConfig(MLP("digits"), _CLASSIFIER_LSTM, n_tasks=4, outer_steps=800, outer_lr=0.005, valid_tasks=32),
 }
 """Starting points of `l2o train`; every field can be overridden."""
 

@@ -75,14 +75,11 @@ def test_help_of_train_mentions_every_field_of_the_configuration_with_an_explana
     status, output, _ = l2o("train", preset, "--help")
     text = plain(output)
     assert status == 0
-    fields = [
-        field.name for field in dataclasses.fields(TrainConfig) if field.name not in ("task", "rule", "meta_loss")
-    ]
-    names = [*fields, "out", "wandb", "threads"]
+    fields = {field.name for field in dataclasses.fields(TrainConfig)} - {"task", "rule", "meta_loss"}
+    names = [*sorted(fields), "out", "wandb", "threads"]
     names += [f"task.{field.name}" for field in dataclasses.fields(PRESETS[preset].task)]
     names += [f"meta-loss.{field.name}" for field in dataclasses.fields(MetaLoss)]
     for name in names:
-        # An option, its values, then a sentence: a capital letter or a symbol, and a default.
         assert f"--{name.replace('_', '-')}" in text, name
     assert text.count("(default: ") >= len(names)
     assert all(f"rule:{name}" in text for name in RULES)
