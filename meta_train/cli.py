@@ -1,5 +1,6 @@
 """The command line: `l2o train | resume | benchmark | report | list`."""
 
+import os
 import shlex
 import signal
 import sys
@@ -18,6 +19,7 @@ from meta_train.config import PRESETS, TrainConfig
 from meta_train.protocols import PROTOCOLS
 from meta_train.report import write_report
 from meta_train.run_directory import RunDirectory
+from meta_train.speed import measure, print_speed, write_speed
 from meta_train.tracking import Progress, WandbMode
 from meta_train.trainer import Trainer
 
@@ -101,6 +103,25 @@ def report(directories: tyro.conf.Positional[tuple[Path, ...]]) -> None:
     for directory in directories:
         write_report(directory)
         print(f"wrote {directory}/README.md and its figures")
+
+
+@app.command
+def speed(threads: Threads = None, json: bool = False, out: Path | None = None) -> None:
+    """Measure inner steps per CPU-second, side by side with a stock loop of nn.LSTMCells; under a minute.
+
+    Args:
+        json: Print one JSON object instead of a table.
+        out: Also measure every number of threads up to this machine's cores and write the figures to this directory.
+    """
+    set_threads(threads)
+    results = measure()
+    print_speed(results, json)
+    if out is not None:
+        every = {}
+        for count in range(1, (os.cpu_count() or 1) + 1):
+            set_threads(count)
+            every[count] = measure(with_truncated=True)
+        write_speed(every, out, f"l2o speed --out {out}")
 
 
 @app.command(name="list")

@@ -5,14 +5,14 @@ import functools
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
 from l2o.checkpoint import build_rule
 from l2o.rule import UpdateRule
 from l2o.rules import RULES, LSTMConfig
-from meta_train.estimators import Estimator, MetaLoss, Recorded, Truncated
+from meta_train.estimators import ES, NRES, PES, Estimator, MetaLoss, Recorded, Truncated
 from tasks import MLP, TASKS, Quadratic
 from tasks.task import TaskFamily
 
@@ -20,6 +20,10 @@ RuleConfig = functools.reduce(
     operator.or_, (Annotated[config_type, tyro.conf.subcommand(name)] for name, (_, config_type) in RULES.items())
 )
 """Any config in `RULES`; a subcommand each on the command line."""
+
+EstimatorName = Literal["auto", "recorded", "truncated", "es", "pes", "nres"]
+
+_EVOLUTION_STRATEGIES = {"es": ES, "pes": PES, "nres": NRES}
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,13 @@ class TrainConfig:
     """Config of the update rule."""
     meta_loss: MetaLoss = field(default_factory=MetaLoss)
     """What the meta-loss counts and on which data."""
-    estimator: Literal["auto", "recorded", "truncated"] = "auto"
-    """Meta-gradient estimator; auto takes recorded for first order, truncated (autograd) for second."""
+    estimator: EstimatorName = "auto"
+    """Meta-gradient estimator; auto takes recorded for first order, truncated (autograd) for second. Evolution
+    strategies need no derivatives of the loop: es (biased if truncation < horizon), pes and nres (unbiased)."""
     order: Literal[1, 2] = 1
-    """1: inner gradients detached, as in the paper; 2: differentiate through them."""
+    """1: inner gradients detached, as in the paper; 2: differentiate through them. Without meaning for es, pes, nres."""
+    sigma: float = 0.01
+    """Scale of the perturbations of es, pes and nres, units of the rule's weights."""
     horizon: int = 100
     """Inner steps T of a trajectory."""
     truncation: int = 20
@@ -80,7 +87,7 @@ class TrainConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value}")
-        for name in ("outer_lr", "clip", "divergence"):
+        for name in ("outer_lr", "sigma", "clip", "divergence"):
             value = getattr(self, name)
             if not (value is None and name == "clip") and not (value is not None and 0 < value < float("inf")):
                 raise ValueError(f"{name} must be positive and finite, got {value}")
@@ -88,9 +95,10 @@ class TrainConfig:
             raise ValueError(f"final_outer_lr is a fraction in [0, 1], got {self.final_outer_lr}")
         if not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed must be an integer of 64 bits, got {self.seed}")
-        if self.estimator not in ("auto", "recorded", "truncated") or self.order not in (1, 2):
+        names = get_args(EstimatorName)
+        if self.estimator not in names or self.order not in (1, 2):
             raise ValueError(
-                f"estimator is auto, recorded or truncated and order 1 or 2, got {self.estimator!r} and {self.order!r}"
+                f"estimator is one of {names} and order 1 or 2, got {self.estimator!r} and {self.order!r}"
             )
         if self.truncation > self.horizon:
             raise ValueError(f"truncation ({self.truncation}) must not exceed horizon ({self.horizon})")
@@ -99,6 +107,8 @@ class TrainConfig:
 
     def build_estimator(self) -> Estimator:
         """Return the meta-gradient estimator."""
+        if self.estimator in _EVOLUTION_STRATEGIES:
+            return _EVOLUTION_STRATEGIES[self.estimator](self.sigma)
         recorded = self.estimator == "recorded" or (self.estimator == "auto" and self.order == 1)
         return Recorded() if recorded else Truncated(self.order)
 

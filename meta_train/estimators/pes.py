@@ -1,11 +1,12 @@
 """Persistent evolution strategies (Vicol et al. 2021, arXiv:2112.13835): unbiased over truncations.
 
 Every particle keeps its own perturbed trajectory from window to window and draws a fresh ε in each. A window's loss
-depends on all perturbations since the reset, so it is multiplied with their sum ξ (equation 9 there):
+depends on all perturbations since the reset, so it is multiplied with their sum:
 
-    ĝ = 1/(2σN) Σ_i ξ_i (L_i⁺ − L_i⁻),   ξ_i = Σ_{windows since the reset} ε_i.
+    ĝ = 1/N Σ_i ξ_i (L_i⁺ − L_i⁻) / (2σ),   ξ_i = Σ_{windows since the reset, this one included} ε_i.
 
-Summed over the windows of a trajectory, the expectation is the gradient of the smoothed meta-loss of the whole horizon.
+Summed over the windows of a trajectory, the expectation is the gradient of the meta-loss of the whole horizon, smoothed
+over a θ drawn afresh in every window. The variance grows with the number of windows.
 """
 
 from dataclasses import dataclass
@@ -14,46 +15,45 @@ import torch
 from torch import Tensor
 
 from l2o.rule import UpdateRule
-from meta_train.estimators.estimator import Estimator, MetaGradient, MetaLoss
+from meta_train.estimators.estimator import MetaGradient, MetaLoss
 from meta_train.estimators.perturbed import (
-    PerturbedTrajectories,
+    EvolutionStrategy,
+    PairedTrajectories,
     antithetic_gradient,
     draw_noise,
+    perturb,
     start_pairs,
-    unroll_pairs,
+    unroll_particles,
 )
 from tasks.task import TaskFamily
 
 
 @dataclass(frozen=True)
-class PES(Estimator):
-    """Antithetic persistent evolution strategies, one pair a task.
-
-    Args:
-        sigma: scale σ of the perturbations, units of θ.
-    """
-
-    sigma: float = 0.01
+class PES(EvolutionStrategy):
+    """Antithetic persistent evolution strategies."""
 
     def start(
         self, rule: UpdateRule, family: TaskFamily, n_tasks: int, generator: torch.Generator
-    ) -> PerturbedTrajectories:
+    ) -> PairedTrajectories:
         """See `Estimator.start`; ξ = 0."""
-        return start_pairs(rule, family, n_tasks, generator)
+        nothing = {name: p.new_zeros(n_tasks, *p.shape) for name, p in rule.named_parameters()}
+        return start_pairs(rule, family, n_tasks, nothing, generator)
 
     def estimate(
         self,
         rule: UpdateRule,
         family: TaskFamily,
-        trajectories: PerturbedTrajectories,
+        trajectories: PairedTrajectories,
         meta_loss: MetaLoss,
         weights: Tensor,
         generator: torch.Generator,
     ) -> MetaGradient:
         """See `Estimator.estimate`."""
         noise = draw_noise(rule, trajectories.n_tasks, generator)
-        summed = {name: trajectories.noise[name] + eps for name, eps in noise.items()}
-        losses, curve, after = unroll_pairs(
-            rule, noise, self.sigma, family, trajectories, meta_loss, weights, generator
+        summed = {name: trajectories.noise[name] + epsilon for name, epsilon in noise.items()}
+        theta = perturb(rule, noise, self.sigma, signs=(1, -1))
+        losses, curve, after = unroll_particles(
+            rule, theta, family, trajectories, meta_loss, weights, generator, copies=2
         )
-        return MetaGradient(antithetic_gradient(summed, losses, self.sigma), curve, after._replace(noise=summed))
+        grads = antithetic_gradient(summed, *losses.chunk(2), self.sigma)
+        return MetaGradient(grads, curve.mean(1), after._replace(noise=summed))

@@ -168,6 +168,7 @@ WRONG = {
     "dimension": (("--task.dim", "0"), "dim must be at least 1, got 0"),
     "unknown wandb mode": (("--wandb", "maybe"), "--wandb"),
     "unknown rule": (("rule:magic",), "rule:magic"),
+    "rule's lr": (("rule:sgd", "--rule.lr", "-1"), "lr must be positive and finite, got -1.0"),
     "hidden size": (("rule:lstm", "--rule.hidden-size", "0"), "hidden_size and layers must be at least 1"),
 }
 

@@ -8,7 +8,7 @@ import pytest
 
 from l2o.rules import RULES, LSTMConfig, SGDConfig
 from meta_train.config import PRESETS, TrainConfig, config_name, from_json, to_json
-from meta_train.estimators import MetaLoss, Recorded, Truncated
+from meta_train.estimators import ES, NRES, PES, MetaLoss, Recorded, Truncated
 from tasks import MLP, ModuleTask, Quadratic
 
 
@@ -89,14 +89,14 @@ def test_counts_are_integers_of_at_least_one(name, value):
         TrainConfig(Quadratic(), **{name: value})
 
 
-@pytest.mark.parametrize("name", ["outer_lr", "clip", "divergence"])
+@pytest.mark.parametrize("name", ["outer_lr", "sigma", "clip", "divergence"])
 @pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan])
 def test_sizes_are_positive_and_finite(name, value):
     with pytest.raises(ValueError, match=f"{name} must be positive and finite, got {value}"):
         TrainConfig(Quadratic(), **{name: value})
 
 
-@pytest.mark.parametrize("name", ["outer_lr", "divergence"])
+@pytest.mark.parametrize("name", ["outer_lr", "sigma", "divergence"])
 def test_only_clipping_can_be_switched_off(name):
     assert TrainConfig(Quadratic(), clip=None).clip is None
     with pytest.raises(ValueError, match=f"{name} must be positive and finite, got None"):
@@ -114,7 +114,7 @@ def test_only_clipping_can_be_switched_off(name):
         ({"seed": 0.5}, "seed must be an integer of 64 bits, got 0.5"),
         ({"truncation": 11, "horizon": 10}, r"truncation \(11\) must not exceed horizon \(10\)"),
         ({"estimator": "recorded", "order": 2}, "recorded gradients are first-order"),
-        ({"estimator": "exact"}, "estimator is auto, recorded or truncated and order 1 or 2, got 'exact' and 1"),
+        ({"estimator": "exact"}, "estimator is one of .*'pes', 'nres'.* and order 1 or 2, got 'exact' and 1"),
         ({"order": 3}, "order 1 or 2, got 'auto' and 3"),
     ],
 )
@@ -137,9 +137,12 @@ def test_extreme_values_that_are_allowed():
         ({"estimator": "recorded"}, Recorded()),
         ({"estimator": "truncated"}, Truncated(1)),
         ({"estimator": "truncated", "order": 2}, Truncated(2)),
+        ({"estimator": "es", "sigma": 0.1}, ES(0.1)),
+        ({"estimator": "pes", "sigma": 0.1}, PES(0.1)),
+        ({"estimator": "nres"}, NRES(TrainConfig.sigma)),
     ],
 )
-def test_auto_takes_recorded_gradients_for_first_order_only(options, expected):
+def test_estimators_by_name_where_auto_takes_recorded_gradients_for_first_order_only(options, expected):
     assert TrainConfig(Quadratic(), **options).build_estimator() == expected
 
 

@@ -201,7 +201,7 @@ def test_offline_wandb_writes_a_run_that_can_be_read_back_and_goes_on_when_resum
     wandb = pytest.importorskip("wandb")
     train(run, "offline", stop_at=30)
     train(RunDirectory.open(run.path), "auto")  # nobody is logged in: offline
-    wandb.teardown()  # waits for the service, which writes the last records after `finish`, as a process does at its end
+    wandb.teardown()  # waits for the service, which may write the last records after `finish`
     files = sorted(run.path.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 2
     assert len({file.name for file in files}) == 1, "a resumed run must keep its id"

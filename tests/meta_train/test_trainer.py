@@ -305,7 +305,7 @@ def test_a_state_that_does_not_fit_the_config_is_an_error_that_says_so(tmp_path)
     run_to_the_end(tmp_path / "run")
     values = to_json(dataclasses.replace(TINY, rule=LSTMConfig(hidden_size=5, p=None)))
     (tmp_path / "run/config.json").write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=r"run: state.safetensors does not fit config.json .*was one changed\?"):
+    with pytest.raises(ValueError, match=r"run: state.safetensors does not fit config.json"):
         trainer(tmp_path / "run")
 
 
