@@ -42,7 +42,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure=None):  # pyright: ignore[reportIncompatibleMethodOverride] (the base class overloads it)
         """Make one update; returns the closure's loss, evaluated with gradients enabled, if one is given.
 
         Raises:

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,7 +90,7 @@ def _race(protocol: Protocol, family: TaskFamily, rule: UpdateRule) -> tuple[Ten
     return losses.double(), (time.process_time() - begun) / protocol.problems
 
 
-def _summarise(protocol: Protocol, losses: Tensor) -> dict[str, object]:
+def _summarise(protocol: Protocol, losses: Tensor) -> dict[str, Any]:
     sums, final = losses[: protocol.sum_steps].sum(0), losses[-10:].mean(0)
     numbers = {
         "sum_loss": sums.mean(), "sum_loss_sd": sums.std(), "sum_loss_median": sums.median(),
@@ -99,7 +100,7 @@ def _summarise(protocol: Protocol, losses: Tensor) -> dict[str, object]:
     return {"seeds": losses.shape[1]} | {k: f"{v.item():.5g}" for k, v in numbers.items()} | {"diverged": diverged}
 
 
-def _curve_rows(setting: str, method: str, losses: Tensor) -> list[dict[str, object]]:
+def _curve_rows(setting: str, method: str, losses: Tensor) -> list[dict[str, Any]]:
     quantiles = losses.nan_to_num(torch.inf).quantile(torch.tensor([0.25, 0.5, 0.75], dtype=losses.dtype), dim=1)
     columns = torch.stack([losses.mean(1), losses.std(1), *quantiles]).T.tolist()
     names = ("mean", "sd", "q25", "median", "q75")
@@ -119,7 +120,7 @@ def _add_wins(summary: list[dict], setting: str, sums: dict[str, Tensor]) -> Non
             row["wins"] = f"{(sums[row['method']] < sums[best]).double().mean().item():.4g}"
 
 
-def _describe(protocol: Protocol, command: str, out: Path) -> dict[str, object]:
+def _describe(protocol: Protocol, command: str, out: Path) -> dict[str, Any]:
     settings = {name: f"{family}" for name, family in protocol.settings.items()}
     facts = {field.name: getattr(protocol, field.name) for field in dataclasses.fields(protocol)}
     origin = {"command": command, "directory": str(out), "environment": describe_environment()}

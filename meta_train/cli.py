@@ -50,7 +50,7 @@ def train_command(preset: str, default: TrainConfig) -> Callable[..., None]:
 
 for _name, _config in PRESETS.items():
     _help = f"Meta-train on {_config.task}.".replace("<", "").replace(">", "")
-    train_app.command(train_command(_name, _config), name=_name, help=_help)
+    train_app.command(name=_name, help=_help)(train_command(_name, _config))
 app.command(
     train_app,
     name="train",
@@ -72,7 +72,7 @@ def resume(run_directory: tyro.conf.Positional[Path], wandb: Wandb = "auto", thr
 
 @app.command
 def benchmark(
-    protocol: tyro.conf.Positional[Literal[tuple(PROTOCOLS)]],
+    protocol: tyro.conf.Positional[Literal[tuple(PROTOCOLS)]],  # pyright: ignore (the names are in a table)
     checkpoint: tuple[str, ...] = (),
     out: Path | None = None,
     threads: Threads = None,

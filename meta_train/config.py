@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from l2o.checkpoint import build_rule
+from l2o.checkpoint import build_rule, load_rule
 from l2o.rule import UpdateRule
 from l2o.rules import RULES, LSTMConfig
 from meta_train.estimators import ES, NRES, PES, Estimator, MetaLoss, Recorded, Truncated
@@ -32,8 +32,10 @@ class TrainConfig:
 
     task: TaskFamily
     """Distribution of optimizees."""
-    rule: RuleConfig = field(default_factory=LSTMConfig)
+    rule: RuleConfig = field(default_factory=LSTMConfig)  # pyright: ignore (a union made from a table)
     """Config of the update rule."""
+    start_from: str | None = None
+    """Shipped name, checkpoint or run directory whose weights to start from; None draws fresh ones."""
     meta_loss: MetaLoss = field(default_factory=MetaLoss)
     """What the meta-loss counts and on which data."""
     estimator: EstimatorName = "auto"
@@ -97,9 +99,7 @@ class TrainConfig:
             raise ValueError(f"seed must be an integer of 64 bits, got {self.seed}")
         names = get_args(EstimatorName)
         if self.estimator not in names or self.order not in (1, 2):
-            raise ValueError(
-                f"estimator is one of {names} and order 1 or 2, got {self.estimator!r} and {self.order!r}"
-            )
+            raise ValueError(f"estimator is one of {names} and order 1 or 2, got {self.estimator!r} and {self.order!r}")
         if self.truncation > self.horizon:
             raise ValueError(f"truncation ({self.truncation}) must not exceed horizon ({self.horizon})")
         if self.estimator == "recorded" and self.order == 2:
@@ -113,7 +113,16 @@ class TrainConfig:
         return Recorded() if recorded else Truncated(self.order)
 
     def build_rule(self, generator) -> UpdateRule:
-        """Return the rule with fresh weights."""
+        """Return the rule with fresh weights, or with those of `start_from`.
+
+        Raises:
+            ValueError: if `start_from` cannot be loaded or holds a rule of another kind or config.
+        """
+        if self.start_from is not None:
+            rule = load_rule(self.start_from)
+            if rule.config != self.rule:
+                raise ValueError(f"{self.start_from} holds a rule with {rule.config}, but this run asks for {self.rule}")
+            return rule
         name = config_name(self.rule)
         return RULES[name][0](self.rule, generator) if name == "lstm" else RULES[name][0](self.rule)
 
@@ -154,7 +163,7 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
     task_name = _name(config.task, TASKS, "tasks.TASKS")
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return values | {
-        "task": {"name": task_name, **dataclasses.asdict(config.task)},
+        "task": {"name": task_name, **dataclasses.asdict(config.task)},  # pyright: ignore (all in TASKS are dataclasses)
         "rule": {"name": config_name(config.rule), **dataclasses.asdict(config.rule)},
         "meta_loss": dataclasses.asdict(config.meta_loss),
     }

@@ -60,7 +60,7 @@ def _draw_panel(axis, setting: str, rows: list[dict], styles: dict[str, dict], s
         steps, mean, low, high = ([float(row[key]) for row in points] for key in ("step", "mean", "q25", "q75"))
         axis.plot(steps, mean, label=method, **style)
         axis.fill_between(steps, low, high, color=style["color"], alpha=0.12, linewidth=0)
-    if steps[-1] > sum_steps:
+    if max(int(row["step"]) for row in rows) > sum_steps:
         axis.axvline(sum_steps, color="0.6", linewidth=0.8)
         note = {"va": "top", "ha": "right", "fontsize": 7, "color": "0.4", "rotation": 90}
         axis.annotate("trained and tuned up to here", (sum_steps, 0.98), xycoords=("data", "axes fraction"), **note)

@@ -111,7 +111,10 @@ def measure(repeats: int = 7, with_truncated: bool = False) -> dict[str, dict[st
     """
     results = {}
     for workload, (family, n_tasks, p) in WORKLOADS.items():
-        methods = {"stock": stock_outer_step(family, n_tasks, p), "ours": our_outer_step(Recorded(), family, n_tasks, p)}
+        methods = {
+            "stock": stock_outer_step(family, n_tasks, p),
+            "ours": our_outer_step(Recorded(), family, n_tasks, p),
+        }
         if with_truncated:
             methods["truncated"] = our_outer_step(Truncated(1), family, n_tasks, p)
         cpu, wall = _race(methods, repeats)

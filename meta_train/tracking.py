@@ -116,7 +116,7 @@ def start_wandb(run: RunDirectory, mode: WandbMode):
     if logged_in:
         try:
             return _init_wandb(run, "online")
-        except wandb.errors.Error as error:
+        except wandb.Error as error:
             reason = str(error).splitlines()[0]
             if mode == "online":
                 raise ValueError(f"--wandb online: {reason}. Check the network, or take --wandb offline") from error

@@ -32,7 +32,8 @@ def start(rule: UpdateRule, family: TaskFamily, n_tasks: int, generator: torch.G
     """Sample n_tasks fresh inner problems and the rule's state for each."""
     tasks = family.sample_tasks(n_tasks, generator)
     params = family.init_params(tasks, n_tasks, generator)
-    state = rule.init_state(params) if _flat(rule) else torch.func.vmap(rule.init_state)(params)
+    coordinatewise = isinstance(rule, CoordinatewiseRule)
+    state = rule.init_state(params) if coordinatewise else torch.func.vmap(rule.init_state)(params)
     return Trajectories(tasks, params, state, torch.zeros((), dtype=torch.int64, device=generator.device))
 
 
@@ -86,7 +87,7 @@ def apply_rule(
         overwrite: without autograd, allow the rule to reuse the memory of `trajectories.state`.
     """
     tasks, params, state, step = trajectories
-    if _flat(rule):
+    if isinstance(rule, CoordinatewiseRule):  # takes task axes as they are: one axis of coordinates over all tasks
         update = rule.update_ if overwrite else rule.update
         updates, state = update(flatten(grads), state, step)
         params = add_flat(params, updates)
@@ -114,8 +115,3 @@ def evaluate(
         trajectories = apply_rule(rule, trajectories, losses, grads, overwrite=True)
         curve.append(losses)
     return torch.stack(curve)
-
-
-def _flat(rule: UpdateRule) -> bool:
-    """Coordinate-wise rules take task axes directly: no vmap, one axis of coordinates over all tasks."""
-    return isinstance(rule, CoordinatewiseRule)

@@ -106,7 +106,8 @@ class CoordinatewiseLSTM(CoordinatewiseRule):
     def update_(self, grads: Tensor, state: LSTMState, step: Tensor) -> tuple[Tensor, LSTMState]:
         """See `CoordinatewiseRule.update_`; fresh memory for 80 floats a coordinate would cost more than the step."""
         grads = grads.to(self.output_bias.dtype)
-        updates, _, _ = kernels.step(grads, *state, **self._network(), out=(torch.empty_like(grads), *state))
+        out = (torch.empty_like(grads), state.hidden, state.cell)
+        updates, _, _ = kernels.step(grads, *state, **self._network(), out=out)
         return updates, state
 
     def update_vjp(self, grads: Tensor, cotangents: Tensor, state: LSTMState, step: Tensor) -> dict[str, Tensor]:

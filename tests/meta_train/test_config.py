@@ -5,7 +5,9 @@ import json
 import math
 
 import pytest
+import torch
 
+from l2o.checkpoint import save_rule
 from l2o.rules import RULES, LSTMConfig, SGDConfig
 from meta_train.config import PRESETS, TrainConfig, config_name, from_json, to_json
 from meta_train.estimators import ES, NRES, PES, MetaLoss, Recorded, Truncated
@@ -180,3 +182,19 @@ def test_configs_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         PRESETS["digits"].seed = 1  # type: ignore[misc]
     assert SGDConfig() == SGDConfig()
+
+
+def test_a_run_can_start_from_another_rules_weights(tmp_path):
+    rule = TrainConfig(Quadratic(), LSTMConfig(hidden_size=3)).build_rule(torch.Generator().manual_seed(1))
+    save_rule(rule, tmp_path / "rule")
+    config = TrainConfig(Quadratic(), LSTMConfig(hidden_size=3), start_from=str(tmp_path / "rule"))
+    started = config.build_rule(torch.Generator().manual_seed(2))
+    assert all(torch.equal(p, q) for p, q in zip(started.parameters(), rule.parameters(), strict=True))
+    assert all(parameter.requires_grad for parameter in started.parameters())
+
+
+def test_weights_of_another_config_are_refused(tmp_path):
+    save_rule(TrainConfig(Quadratic(), LSTMConfig(hidden_size=3)).build_rule(None), tmp_path / "rule")
+    config = TrainConfig(Quadratic(), LSTMConfig(hidden_size=4), start_from=str(tmp_path / "rule"))
+    with pytest.raises(ValueError, match=r"holds a rule with .*hidden_size=3.*asks for .*hidden_size=4"):
+        config.build_rule(None)
