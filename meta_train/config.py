@@ -34,15 +34,13 @@ class TrainConfig:
     """Distribution of optimizees."""
     rule: RuleConfig = field(default_factory=LSTMConfig)  # pyright: ignore (a union made from a table)
     """Config of the update rule."""
-    start_from: str | None = None
-    """Shipped name, checkpoint or run directory whose weights to start from; None draws fresh ones."""
     meta_loss: MetaLoss = field(default_factory=MetaLoss)
     """What the meta-loss counts and on which data."""
     estimator: EstimatorName = "auto"
     """Meta-gradient estimator; auto takes recorded for first order, truncated (autograd) for second. Evolution
     strategies need no derivatives of the loop: es (biased if truncation < horizon), pes and nres (unbiased)."""
     order: Literal[1, 2] = 1
-    """1: inner gradients detached, as in the paper; 2: differentiate through them. Without meaning for es, pes, nres."""
+    """1: inner gradients detached, as in the paper; 2: differentiate through them. Of no meaning to es, pes, nres."""
     sigma: float = 0.01
     """Scale of the perturbations of es, pes and nres, units of the rule's weights."""
     horizon: int = 100
@@ -67,6 +65,8 @@ class TrainConfig:
     """Problems in the validation."""
     checkpoint_every: int = 100
     """Outer steps between checkpoints; an interruption loses at most these."""
+    start_from: str | None = None
+    """Shipped name, checkpoint or run directory whose weights to start from; None draws fresh ones."""
     seed: int = 0
     """Seed of everything that is drawn."""
 
@@ -121,7 +121,7 @@ class TrainConfig:
         if self.start_from is not None:
             rule = load_rule(self.start_from)
             if rule.config != self.rule:
-                raise ValueError(f"{self.start_from} holds a rule with {rule.config}, but this run asks for {self.rule}")
+                raise ValueError(f"{self.start_from} holds a rule with {rule.config}; this run asks for {self.rule}")
             return rule
         name = config_name(self.rule)
         return RULES[name][0](self.rule, generator) if name == "lstm" else RULES[name][0](self.rule)
@@ -163,7 +163,8 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
     task_name = _name(config.task, TASKS, "tasks.TASKS")
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return values | {
-        "task": {"name": task_name, **dataclasses.asdict(config.task)},  # pyright: ignore (all in TASKS are dataclasses)
+        # pyright: every family in TASKS is a dataclass
+        "task": {"name": task_name, **dataclasses.asdict(config.task)},  # pyright: ignore
         "rule": {"name": config_name(config.rule), **dataclasses.asdict(config.rule)},
         "meta_loss": dataclasses.asdict(config.meta_loss),
     }

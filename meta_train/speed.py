@@ -181,8 +181,8 @@ def _readme(rows: list[dict], command: str) -> str:
 Command: `{command}`
 
 A whole outer step of first-order truncated backpropagation (K = {TRUNCATION}, LSTM 2×20): unroll, meta-gradient, Adam.
-*stock* is a plain loop of `nn.LSTMCell`s under autograd, *ours* the recorded gradient with the fused kernels; medians of
-interleaved runs.
+*stock* is a plain loop of `nn.LSTMCell`s under autograd, *ours* the recorded gradient with the fused kernels; medians
+of interleaved runs.
 
 {table}
 
