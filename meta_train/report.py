@@ -89,9 +89,10 @@ def _table(setting: str, rows: list[dict]) -> str:
     for row in sorted(rows, key=_score):
         name = f"**{row['method']}**" if row["kind"] == "learned" else row["method"]
         score = f"**{_score(row):.2f}**" if _score(row) == best else f"{_score(row):.2f}"
+        wins = "–" if row["method"] == row["best_classic"] else f"{float(row['wins']):.0%}"
         cells = (name, score, f"{_standard_error(row):.2f}", f"{float(row['sum_loss_median']):.2f}",
-                 f"{float(row['final_loss']):.3g} ({float(row['final_loss_sd']):.2g})", f"{float(row['wins']):.0%}",
-                 row["lr"] or "–", row["cpu_s"])  # fmt: skip
+                 f"{float(row['final_loss']):.3g} ({float(row['final_loss_sd']):.2g})", wins,
+                 row["lr"] or "–", f"{float(row['cpu_s']):.2g}")  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
