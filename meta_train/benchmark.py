@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +44,8 @@ def run_benchmark(protocol: Protocol, checkpoints: Sequence[str], out: Path, com
     learned = learned_rules(protocol, checkpoints)
     _check_writable(out)
     summary, curves = [], []
-    with tqdm(total=len(protocol.settings) * (len(learned) + len(CLASSICS)), unit="method", disable=None) as bar:
+    total = len(protocol.settings) * (len(learned) + len(CLASSICS))
+    with tqdm(total=total, unit="method", disable=None) as bar:
         for setting, family in protocol.settings.items():
             sums: dict[str, Tensor] = {}
             for method, kind, rule, facts in _methods(protocol, family, learned):
@@ -54,6 +56,8 @@ def run_benchmark(protocol: Protocol, checkpoints: Sequence[str], out: Path, com
                 summary.append(row | _summarise(protocol, losses) | facts | {"cpu_s": f"{cpu_s:.4g}"})
                 curves += _curve_rows(setting, method, losses)
                 bar.update()
+                if bar.disable:  # not a terminal: a plain line for each method
+                    print(f"{len(summary)}/{total} {setting}: {method} {summary[-1]['sum_loss']}", file=sys.stderr)
             _add_wins(summary, setting, sums)
     _write_csv(out / "summary.csv", summary)
     _write_csv(out / "curves.csv", curves)
