@@ -4,7 +4,10 @@
 `l2o::lstm_step` and `l2o::lstm_step_backward`. Where none of these is at work it calls the kernel directly.
 """
 
+import functools
+import warnings
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,10 +16,30 @@ from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
 
 from l2o.kernels import lstm_cpu, reference
+from l2o.kernels.network import Network
 
 
 def _named(constants: Sequence[float | None]) -> dict[str, Any]:
     return dict(zip(("p", "log_eps", "scale", "forget_bias"), constants, strict=True))
+
+
+def _kernel(grads: Tensor) -> ModuleType | None:
+    """Return the module whose `step` and `sequence_vjp` are for tensors like this one; None is the reference."""
+    if lstm_cpu.supports(grads):
+        return lstm_cpu
+    triton = _triton() if grads.is_cuda else None
+    return triton if triton is not None and triton.supports(grads) else None
+
+
+@functools.cache
+def _triton() -> ModuleType | None:
+    """Import Triton at the first CUDA tensor: it comes with torch's CUDA builds, and takes a while."""
+    try:
+        from l2o.kernels import lstm_triton
+    except ImportError as error:
+        warnings.warn(f"l2o's fused GPU kernels need triton, so plain torch is used. Cause: {error}", stacklevel=2)
+        return None
+    return lstm_triton
 
 
 def step(
@@ -37,12 +60,13 @@ def step(
     """One step of the coordinate-wise LSTM of `l2o.kernels.reference`, fused.
 
     Differentiable in all tensors, any number of times (the second derivative goes through the reference). float32 and
-    float64 on CPUs use the kernel, everything else the reference. Two layers of 20 units take 0.08 µs per coordinate
-    and thread in float32, a quarter of the time of plain torch.
+    float64 use the kernels for CPUs and NVIDIA GPUs, everything else the reference. Two layers of 20 units take 0.08 µs
+    per coordinate and CPU thread in float32, a quarter of the time of plain torch.
 
     Args:
         grads: gradients g, shape (n,).
-        hidden, cell: h and c, shape (layers, H, n).
+        hidden, cell: h and c, shape (layers, H, n); bfloat16 halves the memory of a float32 network, whose arithmetic
+            stays float32 (each step rounds the state to nearest; a layer above the first reads rounded h).
         weights: W_l, layers of shape (4H, in + H), with in = 1 (p None) or 2 for the first layer and H for the others.
         biases: b_l, layers of shape (4H,).
         output_weight: w, shape (1, H).
@@ -64,9 +88,9 @@ def step(
     direct = _is_plain_call(tensors)
     if out is not None and not direct:
         raise ValueError("out= is for loops without autograd and torch.func: call step under torch.no_grad()")
-    if direct and lstm_cpu.supports(grads):
-        network = lstm_cpu.Network(weights, biases, output_weight, output_bias, *constants)
-        return lstm_cpu.step(grads, hidden, cell, network, out)
+    kernel = _kernel(grads) if direct else None
+    if kernel is not None:
+        return kernel.step(grads, hidden, cell, Network(weights, biases, output_weight, output_bias, *constants), out)
     arguments = (grads, hidden, cell, list(weights), list(biases), output_weight, output_bias)
     if direct or not _operator_composes():
         results = reference.step(*arguments, **_named(constants))
@@ -100,7 +124,7 @@ def sequence_vjp(
     Args:
         grads: gradients g_t, shape (K, n).
         cotangents: c_t, shape (K, n).
-        hidden, cell: state before the first step, shape (layers, H, n).
+        hidden, cell: state before the first step, shape (layers, H, n). The replay carries it in grads' dtype.
         weights, biases, output_weight, output_bias, p, log_eps, scale, forget_bias: as for `step`.
 
     Returns: gradients of weights, biases, output_weight and output_bias, each of its argument's shape.
@@ -109,11 +133,12 @@ def sequence_vjp(
         ValueError: if shapes, dtypes or devices do not fit together.
     """
     arguments = (grads.detach(), cotangents.detach(), hidden.detach(), cell.detach())
-    network = lstm_cpu.Network(weights, biases, output_weight, output_bias, p, log_eps, scale, forget_bias)
-    if not lstm_cpu.supports(grads):
+    network = Network(weights, biases, output_weight, output_bias, p, log_eps, scale, forget_bias)
+    kernel = _kernel(grads)
+    if kernel is None:
         return reference.sequence_vjp(*arguments, *network[:4], **_named(network[4:]))
     with torch.no_grad():
-        return lstm_cpu.sequence_vjp(*arguments, network)[:4]
+        return kernel.sequence_vjp(*arguments, network)[:4]
 
 
 def _is_plain_call(tensors: Sequence[Tensor]) -> bool:
@@ -127,13 +152,17 @@ def _is_plain_call(tensors: Sequence[Tensor]) -> bool:
     return all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
 
 
-@torch.compiler.assume_constant_result  # asked while tracing, when the transforms of the traced code are in force
 def _operator_composes() -> bool:
     """Whether the operator does what the reference would: `torch.func` takes no derivatives of custom operators."""
     if forward_ad._current_level >= 0:
         return False
     stack = get_interpreter_stack() or ()  # None outside of torch.func
     return all(interpreter.key() == TransformType.Vmap for interpreter in stack)
+
+
+# torch.compiler.assume_constant_result does just this, but imports the compiler: 1.2 s of every `import l2o`.
+# The function is asked while tracing, when the transforms of the traced code are in force.
+_operator_composes._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 @torch.library.custom_op("l2o::lstm_step", mutates_args=())
@@ -151,9 +180,9 @@ def _step(
     forget_bias: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     constants = (p, log_eps, scale, forget_bias)
-    if lstm_cpu.supports(grads):
-        network = lstm_cpu.Network(weights, biases, output_weight, output_bias, *constants)
-        return lstm_cpu.step(grads, hidden, cell, network)
+    kernel = _kernel(grads)
+    if kernel is not None:
+        return kernel.step(grads, hidden, cell, Network(weights, biases, output_weight, output_bias, *constants))
     theta = (weights, biases, output_weight, output_bias)
     return reference.step(grads, hidden, cell, *theta, **_named(constants))
 
@@ -177,12 +206,13 @@ def _step_backward(
 ) -> list[Tensor]:
     """Gradients of (grads, hidden, cell, *weights, *biases, output_weight, output_bias)."""
     constants = (p, log_eps, scale, forget_bias)
-    if not lstm_cpu.supports(grads):
+    kernel = _kernel(grads)
+    if kernel is None:
         primals = [grads, hidden, cell, *weights, *biases, output_weight, output_bias]
         return _reference_backward((d_updates, d_next_hidden, d_next_cell), primals, constants)
-    network = lstm_cpu.Network(weights, biases, output_weight, output_bias, *constants)
+    network = Network(weights, biases, output_weight, output_bias, *constants)
     state_cotangents = (d_next_hidden, d_next_cell)
-    result = lstm_cpu.sequence_vjp(grads[None], d_updates[None], hidden, cell, network, state_cotangents, inputs=True)
+    result = kernel.sequence_vjp(grads[None], d_updates[None], hidden, cell, network, state_cotangents, inputs=True)
     flat = [*result.weights, *result.biases, result.output_weight, result.output_bias]
     d_grads, *d_state = [tensor for tensor in (result.grads, result.hidden, result.cell) if tensor is not None]
     return [d_grads[0], *d_state, *flat]

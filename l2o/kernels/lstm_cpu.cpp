@@ -10,20 +10,22 @@
 
 #include "lstm_tape.h"
 
-// Mirrored by l2o/kernels/lstm_cpu.py. State arrays are (layers, units, n), grads and cotangents (steps, n); all
-// contiguous, of the type of the function called. Those marked * may be null.
+// Packed by l2o/kernels/lstm_cpu.py. State arrays are (layers, units, n), grads and cotangents (steps, n); all
+// contiguous, of the type of the function called. Those marked * may be null. After the struct come the pointers to the
+// weights of all layers, the biases and, for sequence_vjp, their gradients.
 struct Arguments {
     int64_t n, steps, layers, units, threads, logarithm;
     double p, log_eps, scale, forget_bias;
-    const void *grads, *hidden, *cell;
-    const void* const* weights;
-    const void* const* biases;
-    const void *output_weight, *output_bias;
-    void *updates, *next_hidden, *next_cell;                 // step only
-    const void *cotangents, *d_next_hidden, *d_next_cell;    // sequence_vjp only: given; the last two *
-    void* const* d_weights;                                  // sequence_vjp only: results
-    void* const* d_biases;
-    void *d_output_weight, *d_output_bias, *d_grads, *d_hidden, *d_cell;  // the last three *
+    const void *grads, *hidden, *cell, *output_weight, *output_bias;
+    void *updates, *next_hidden, *next_cell;               // step only
+    const void *cotangents, *d_next_hidden, *d_next_cell;  // sequence_vjp only: given; the last two *
+    void *d_output_weight, *d_output_bias, *d_grads, *d_hidden, *d_cell;  // sequence_vjp only: results; the last three *
+
+    template <class T> T* const* of_layers(int which) const { return (T* const*)(this + 1) + which * layers; }
+    template <class T> const T* const* weights() const { return of_layers<const T>(0); }
+    template <class T> const T* const* biases() const { return of_layers<const T>(1); }
+    template <class T> T* const* d_weights() const { return of_layers<T>(2); }
+    template <class T> T* const* d_biases() const { return of_layers<T>(3); }
 };
 
 namespace l2o {
@@ -41,10 +43,34 @@ template <class T, int width = kBlock<T>> inline void store_row(T* to, const T* 
     else
         std::copy(from, from + count, to);
 }
-template <class T, int width = kBlock<T>> void load_rows(Rows<T> to, const T* from, long n, long rows, long count) {
+
+// The upper half of a float: same range, 8 bits of precision.
+struct BFloat16 {
+    uint16_t bits;
+};
+template <class T, int width> inline void load_row(T* to, const BFloat16* from, long count) {
+    uint32_t wide[width] = {};
+    for (long k = 0; k < count; ++k) wide[k] = uint32_t(from[k].bits) << 16;
+    std::memcpy(to, wide, sizeof wide);
+}
+// Rounds to nearest, ties to even, in place too: what the layer above reads is what is stored.
+template <class T, int width> inline void store_row(BFloat16* to, T* from, long count) {
+    uint32_t wide[width];
+    std::memcpy(wide, from, sizeof wide);
+    for (int k = 0; k < width; ++k) {
+        const uint32_t rounded = wide[k] + 0x7fff + (wide[k] >> 16 & 1);
+        wide[k] = ((wide[k] & 0x7fffffff) > 0x7f800000 ? wide[k] | 0x400000 : rounded) & 0xffff0000;  // NaN stays NaN
+    }
+    std::memcpy(from, wide, sizeof wide);
+    for (long k = 0; k < count; ++k) to[k].bits = wide[k] >> 16;
+}
+
+template <class T, int width = kBlock<T>, class S = T>
+void load_rows(Rows<T> to, const S* from, long n, long rows, long count) {
     for (long r = 0; r < rows; ++r) load_row<T, width>(to[r], from + r * n, count);
 }
-template <class T, int width = kBlock<T>> void store_rows(T* to, Rows<T> from, long n, long rows, long count) {
+template <class T, int width = kBlock<T>, class S = T>
+void store_rows(S* to, Rows<T> from, long n, long rows, long count) {
     for (long r = 0; r < rows; ++r) store_row<T, width>(to + r * n, from[r], count);
 }
 
@@ -71,13 +97,13 @@ inline void use_huge_pages([[maybe_unused]] void* array, [[maybe_unused]] size_t
 template <class T> Network<T> network_of(const Arguments& a, bool backward) {
     Constants<T> constants{a.logarithm != 0, T(a.p),     T(std::exp(-a.p)),
                            T(a.log_eps),     T(a.scale), T(a.forget_bias)};
-    return {constants, int(a.units), int(a.layers), (const T* const*)a.weights, (const T* const*)a.biases,
+    return {constants, int(a.units), int(a.layers), a.weights<T>(), a.biases<T>(),
             (const T*)a.output_weight, (const T*)a.output_bias, backward};
 }
 
 // One step of a few blocks. The rows of the state are far apart in memory, often by a power of two: pieces of several
 // cache lines, kept at an odd number of lines from one another, are read and written twice as fast as single blocks.
-template <class T> struct StepChunk {
+template <class T, class S> struct StepChunk {  // S: the state's type in memory
     static constexpr int wide = kBlock<T>, blocks = 4, width = blocks * wide, stride = width + 64 / sizeof(T);
     const Network<T>& network;
     const Arguments& a;
@@ -93,37 +119,42 @@ template <class T> struct StepChunk {
         for (int v = 0; v < count; v += wide) preprocess(row + v, {inputs[0] + v, stride}, network.constants);
         for (int l = 0; l < layers; ++l) {
             const long at = (long)l * units * a.n + begin;
-            load_rows<T, width>(cell, (const T*)a.cell + at, a.n, units, count);
-            load_rows<T, width>(hidden, (const T*)a.hidden + at, a.n, units, count);
+            load_rows<T, width>(cell, (const S*)a.cell + at, a.n, units, count);
+            load_rows<T, width>(hidden, (const S*)a.hidden + at, a.n, units, count);
             for (int v = 0; v < count; v += wide)
                 forward_layer<T, false>(network.layers[l], {part(inputs, v), part(hidden, v), part(cell, v),
                                                             part(next[l % 2], v), part(cell, v), {}, {}});
             inputs = next[l % 2];
-            store_rows<T, width>((T*)a.next_cell + at, cell, a.n, units, count);
-            store_rows<T, width>((T*)a.next_hidden + at, inputs, a.n, units, count);
+            if (l + 1 == layers) write_updates(inputs, row, begin, count);
+            store_rows<T, width>((S*)a.next_cell + at, cell, a.n, units, count);
+            store_rows<T, width>((S*)a.next_hidden + at, inputs, a.n, units, count);
         }
-        for (int v = 0; v < count; v += Simd<T>::lanes) {
-            Vec<T> sum = broadcast<T>(*network.output_bias);
-            for (int j = 0; j < units; ++j) sum += network.output_weight[j] * load<T>(inputs[j] + v);
-            store<T>(row + v, network.constants.scale * sum);
-        }
-        store_row<T, width>((T*)a.updates + begin, row, count);
     }
 
   private:
     static Rows<T> part(Rows<T> rows, int from) { return {rows.at + from, stride}; }
+
+    void write_updates(Rows<T> hidden, T* row, long begin, long count) const {
+        for (int v = 0; v < count; v += Simd<T>::lanes) {
+            Vec<T> sum = broadcast<T>(*network.output_bias);
+            for (int j = 0; j < network.units; ++j) sum += network.output_weight[j] * load<T>(hidden[j] + v);
+            store<T>(row + v, network.constants.scale * sum);
+        }
+        store_row<T, width>((T*)a.updates + begin, row, count);
+    }
 };
 
-template <class T> void step(const Arguments& a) {
+template <class T, class S = T> void step(const Arguments& a) {
     const Network<T> network = network_of<T>(a, false);
-    use_huge_pages(a.next_hidden, a.layers * a.units * a.n * sizeof(T));
-    use_huge_pages(a.next_cell, a.layers * a.units * a.n * sizeof(T));
-    const long chunks = (a.n + StepChunk<T>::width - 1) / StepChunk<T>::width;
+    use_huge_pages(a.next_hidden, a.layers * a.units * a.n * sizeof(S));
+    use_huge_pages(a.next_cell, a.layers * a.units * a.n * sizeof(S));
+    using Chunk = StepChunk<T, S>;
+    const long chunks = (a.n + Chunk::width - 1) / Chunk::width;
     // A chunk takes some microseconds, as does waking a thread.
     [[maybe_unused]] const int threads = std::max<long>(1, std::min<long>(a.threads, chunks / 2));
     [[maybe_unused]] const int share = std::max<long>(1, std::min<long>(8, chunks / (8 * threads)));
 #pragma omp parallel for num_threads(threads) schedule(dynamic, share)
-    for (long k = 0; k < chunks; ++k) StepChunk<T>{network, a}.run(k * StepChunk<T>::width);
+    for (long k = 0; k < chunks; ++k) Chunk{network, a}.run(k * Chunk::width);
 }
 
 // One block of coordinates of sequence_vjp. The tape holds one segment of steps; with several, the states at their
@@ -250,8 +281,7 @@ template <class T> void sequence_vjp(const Arguments& a) {
         for (long g = 0; g < groups; ++g) sum += partial[g * size + k];
         total[k] = T(sum);
     }
-    weights.unpack(total.data(), (T* const*)a.d_weights, (T* const*)a.d_biases, (T*)a.d_output_weight,
-                   (T*)a.d_output_bias);
+    weights.unpack(total.data(), a.d_weights<T>(), a.d_biases<T>(), (T*)a.d_output_weight, (T*)a.d_output_bias);
 }
 
 }  // namespace l2o
@@ -259,5 +289,6 @@ template <class T> void sequence_vjp(const Arguments& a) {
 #define L2O_EXPORT extern "C" __attribute__((visibility("default"))) void
 L2O_EXPORT l2o_lstm_step_float32(const Arguments* a) { l2o::step<float>(*a); }
 L2O_EXPORT l2o_lstm_step_float64(const Arguments* a) { l2o::step<double>(*a); }
+L2O_EXPORT l2o_lstm_step_float32_bfloat16(const Arguments* a) { l2o::step<float, l2o::BFloat16>(*a); }
 L2O_EXPORT l2o_lstm_sequence_vjp_float32(const Arguments* a) { l2o::sequence_vjp<float>(*a); }
 L2O_EXPORT l2o_lstm_sequence_vjp_float64(const Arguments* a) { l2o::sequence_vjp<double>(*a); }

@@ -68,17 +68,20 @@ def step(
     scale: float,
     forget_bias: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `l2o.kernels.step`; the same, differentiable any number of times."""
+    """See `l2o.kernels.step`; the same, differentiable any number of times, where rounding counts as the identity."""
+    dtype = output_bias.dtype
     size = hidden.shape[1]
-    offset = torch.zeros(4 * size, dtype=output_bias.dtype, device=output_bias.device)
+    offset = torch.zeros(4 * size, dtype=dtype, device=output_bias.device)
     offset = torch.cat([offset[:size], offset[:size] + forget_bias, offset[: 2 * size]])
     inputs = preprocess(grads, p, log_eps)
     hiddens, cells = [], []
+    top = inputs
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        inputs, memory = lstm_cell(inputs, hidden[layer], cell[layer], weight, bias + offset)
-        hiddens.append(inputs)
-        cells.append(memory)
-    output = torch.addmm(output_bias[:, None], output_weight, inputs)
+        top, memory = lstm_cell(inputs, hidden[layer].to(dtype), cell[layer].to(dtype), weight, bias + offset)
+        hiddens.append(top.to(hidden.dtype))
+        cells.append(memory.to(cell.dtype))
+        inputs = hiddens[-1].to(dtype)  # the layer above reads what is stored
+    output = torch.addmm(output_bias[:, None], output_weight, top)
     return scale * output[0], torch.stack(hiddens), torch.stack(cells)
 
 
@@ -99,6 +102,7 @@ def sequence_vjp(
     chunk: int = 4096,
 ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
     """See `l2o.kernels.sequence_vjp`; by autograd, in chunks of coordinates to bound memory."""
+    hidden, cell = hidden.to(grads.dtype), cell.to(grads.dtype)
     theta = [tensor.detach().requires_grad_() for tensor in (*weights, *biases, output_weight, output_bias)]
     layers = len(weights)
     totals = [torch.zeros_like(tensor) for tensor in theta]

@@ -89,19 +89,39 @@ template <> struct Exp2<double> {
         1 / 720.0,        1 / 120.0,       1 / 24.0,       1 / 6.0,       1 / 2.0,      1,           1};
 };
 template <class T, int count> ALWAYS_INLINE void exp2(Vec<T> (&x)[count]) {
-    Vec<T> shifted[count], y[count];
-    UNROLL for (int k = 0; k < count; ++k) x[k] = clamp<T>(x[k], -Exp2<T>::bound, Exp2<T>::bound);
-    UNROLL for (int k = 0; k < count; ++k) shifted[k] = x[k] + Simd<T>::magic;  // the low bits are n = round(x)
-    UNROLL for (int k = 0; k < count; ++k) y[k] = shifted[k] - Simd<T>::magic;
-    UNROLL for (int k = 0; k < count; ++k) x[k] = x[k] - y[k];
+    constexpr int terms = sizeof(Exp2<T>::coefficients) / sizeof(T);
+    Vec<T> n[count], y[count];
+#ifdef __AVX512DQ__
+    constexpr bool scales = sizeof(T) == 4;  // one instruction for f, one for the power: the step is 4 % faster
+#else
+    constexpr bool scales = false;
+#endif
+    if constexpr (scales) {
+#ifdef __AVX512DQ__
+        UNROLL for (int k = 0; k < count; ++k)
+            n[k] = (Vec<T>)_mm512_min_ps(_mm512_set1_ps(Exp2<T>::bound), (__m512)x[k]);  // NaN stays; no lower bound:
+        UNROLL for (int k = 0; k < count; ++k) x[k] = (Vec<T>)_mm512_reduce_ps((__m512)n[k], 8);  // of −∞ it is 0,
+        UNROLL for (int k = 0; k < count; ++k) n[k] = n[k] - x[k];                                // and 2^−∞ too
+#endif
+    } else {
+        UNROLL for (int k = 0; k < count; ++k) x[k] = clamp<T>(x[k], -Exp2<T>::bound, Exp2<T>::bound);
+        UNROLL for (int k = 0; k < count; ++k) n[k] = x[k] + Simd<T>::magic;  // the low bits are round(x)
+        UNROLL for (int k = 0; k < count; ++k) y[k] = n[k] - Simd<T>::magic;
+        UNROLL for (int k = 0; k < count; ++k) x[k] = x[k] - y[k];
+    }
     if constexpr (sizeof(T) == 8)
         UNROLL for (int k = 0; k < count; ++k) x[k] *= Exp2<T>::unit;
     UNROLL for (int k = 0; k < count; ++k) y[k] = x[k] * Exp2<T>::coefficients[0] + Exp2<T>::coefficients[1];
-    constexpr int terms = sizeof(Exp2<T>::coefficients) / sizeof(T);
     UNROLL for (int term = 2; term < terms; ++term)
         UNROLL for (int k = 0; k < count; ++k) y[k] = y[k] * x[k] + Exp2<T>::coefficients[term];
-    UNROLL for (int k = 0; k < count; ++k)
-        x[k] = (Vec<T>)((Int<T>)y[k] + ((Int<T>)shifted[k] << Simd<T>::mantissa_bits));
+    if constexpr (scales) {
+#ifdef __AVX512DQ__
+        UNROLL for (int k = 0; k < count; ++k) x[k] = (Vec<T>)_mm512_scalef_ps((__m512)y[k], (__m512)n[k]);
+#endif
+    } else {
+        UNROLL for (int k = 0; k < count; ++k)
+            x[k] = (Vec<T>)((Int<T>)y[k] + ((Int<T>)n[k] << Simd<T>::mantissa_bits));
+    }
 }
 
 // Replace each x = −z log2(e) by σ(z); x = −2z log2(e) gives σ(2z) = (1 + tanh z) / 2.

@@ -98,3 +98,8 @@ def test_a_compiler_that_fails_is_reported_with_its_message(monkeypatch, fresh_l
     monkeypatch.setenv("CXX", "false")
     with pytest.warns(RuntimeWarning, match="Cause: .*returned non-zero exit status 1"):
         assert build.library() is None
+
+
+def test_importing_the_package_does_not_import_the_compiler():
+    code = "import sys, torch, l2o; assert not {'torch._dynamo', 'triton'} & set(sys.modules)"  # 1.2 s and more
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

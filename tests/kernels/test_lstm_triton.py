@@ -1,0 +1,108 @@
+"""The Triton kernels: in Triton's interpreter on the CPU, translated for a GPU that is not there, and on a real one."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from l2o import kernels
+from l2o.kernels import reference
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed: pip install --no-deps triton"
+)
+
+# Translates all kernels to machine code for an H100 or H200, as a first call would: Triton brings the assembler.
+COMPILE = """
+import triton
+from l2o.kernels import lstm_triton
+constants = dict(LAYERS=2, H=3, F=2, P=10.0, FLOOR=4.5e-5, LOG_EPS=0.0, SCALE=0.1, FORGET_BIAS=0.0, BLOCK=128)
+state = ("hidden", "cell", "next_hidden", "next_cell")
+
+def translate(kernel, number, memory, **more):
+    values = constants | more
+    def kind(name):
+        if name in values:
+            return "constexpr"
+        return "i32" if name in ("n", "m", "steps") else memory if name in state else number
+    places = {(kernel.arg_names.index(name),): value for name, value in values.items()}
+    source = triton.compiler.ASTSource(kernel, {name: kind(name) for name in kernel.arg_names}, constexprs=places)
+    target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
+    assembly = triton.compile(source, target=target, options={"num_warps": 4, "num_stages": 1}).asm["ptx"]
+    assert "cvt.rn.bf16" in assembly or memory != "*bf16"
+    assert ("ex2.approx.ftz.f32" in assembly) == (number == "*fp32" and kernel is not lstm_triton._backward_kernel)
+
+translate(lstm_triton._step_kernel, "*fp32", "*bf16")
+translate(lstm_triton._step_kernel, "*fp64", "*fp64")
+translate(lstm_triton._record_kernel, "*fp32", "*fp32")
+translate(lstm_triton._backward_kernel, "*fp32", "*fp32", D_GRADS=True)
+translate(lstm_triton._backward_kernel, "*fp64", "*fp64", D_GRADS=False)
+"""
+
+
+def run(command, **environment):
+    process = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=600)
+    assert process.returncode == 0, process.stdout[-5000:] + process.stderr[-5000:]
+    return process.stdout
+
+
+@pytest.mark.parametrize("device", ["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_cases_pass(device):
+    # In a process of its own: Triton reads the variable when it is imported, and torch.compile imports it.
+    cases = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        Path(__file__).with_name("triton_cases.py"),
+    ]
+    assert " passed" in run(cases, TRITON_INTERPRET="1" if device == "interpreter" else "0", OMP_NUM_THREADS="1")
+
+
+def test_the_compiler_takes_what_the_interpreter_takes(tmp_path):
+    run([sys.executable, "-c", COMPILE], TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path), OMP_NUM_THREADS="1")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16])
+def test_operator_on_a_gpu_equals_the_reference(make_problem, state_dtype):
+    problem = make_problem(2, 20, 1000, 3, 10.0, dtype=torch.float32)
+    theta = [tensor.cuda().requires_grad_() for tensor in (*problem.weights, *problem.biases, *problem.theta[2:])]
+    state = [tensor.cuda().to(state_dtype) for tensor in problem.state]
+
+    def gradients(step):
+        updates, *after = step(problem.grads[0].cuda(), *state, theta[:2], theta[2:4], *theta[4:], **problem.constants)
+        return torch.autograd.grad(updates.sum() + sum(tensor.float().sum() for tensor in after), theta)
+
+    ours, theirs = gradients(kernels.step), gradients(reference.step)
+    for mine, plain in zip(ours, theirs, strict=True):
+        # float32: sums of 1,000 terms; bfloat16: the replay does not round what goes from layer to layer.
+        assert (mine - plain).norm() / plain.norm() < (1e-5 if state_dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "n,state_dtype,limit", [(10_000_000, torch.float32, 4e-3), (86_000_000, torch.bfloat16, 25e-3)]
+)
+def test_step_time_on_an_h200(make_problem, n, state_dtype, limit):
+    if "H200" not in torch.cuda.get_device_name():
+        pytest.skip("the limits are those of an H200")
+    problem = make_problem(2, 20, 1, 1, 10.0, dtype=torch.float32)
+    theta = [tensor.cuda() for tensor in (*problem.weights, *problem.biases, *problem.theta[2:])]
+    grads = torch.randn(n, device="cuda")
+    state = [torch.zeros(2, 20, n, device="cuda", dtype=state_dtype) for _ in range(2)]
+    out, times = (torch.empty_like(grads), *state), []
+    for _ in range(10):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        kernels.step(grads, *state, theta[:2], theta[2:4], *theta[4:], **problem.constants, out=out)
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) / 1000)
+    assert sorted(times)[5] < limit, times
