@@ -127,7 +127,9 @@ class CoordinatewiseLSTM(CoordinatewiseRule):
         return kernels.preprocess(grads, self.config.p, self.config.log_eps)
 
     def _network(self) -> dict[str, Any]:
-        theta = (list(self.weights), list(self.biases), self.output_weight, self.output_bias)
+        # Iterating over a ParameterList costs as much as 100 coordinates; its dict has what functional_call put there.
+        lists = (list(parameters._parameters.values()) for parameters in (self.weights, self.biases))
+        theta = (*lists, self.output_weight, self.output_bias)
         config = self.config
         constants = {"p": config.p, "log_eps": config.log_eps, "scale": config.scale, "forget_bias": config.forget_bias}
         return dict(zip(("weights", "biases", "output_weight", "output_bias"), theta, strict=True)) | constants
