@@ -16,6 +16,9 @@ from l2o.checkpoint import available, find, read_card
 from l2o.rules import RULES
 from meta_train.benchmark import run_benchmark
 from meta_train.config import PRESETS, TrainConfig
+from meta_train.distributed import DeviceName, Ranks, Silence, create_run, default_threads, join_ranks, open_run
+from meta_train.estimator_report import write_estimator_report
+from meta_train.estimator_study import run_study
 from meta_train.protocols import PROTOCOLS
 from meta_train.report import write_report
 from meta_train.run_directory import RunDirectory
@@ -27,6 +30,7 @@ app = tyro.extras.SubcommandApp()
 train_app = tyro.extras.SubcommandApp()
 
 Threads = Annotated[int | None, tyro.conf.arg(help="CPU threads; None takes all cores.")]
+Device = Annotated[DeviceName, tyro.conf.arg(help="Where to compute; under torchrun, cuda gives every rank a GPU.")]
 Wandb = Annotated[
     WandbMode, tyro.conf.arg(help="Weights & Biases: auto is online when logged in, else offline; off without wandb.")
 ]
@@ -40,10 +44,12 @@ def train_command(preset: str, default: TrainConfig) -> Callable[..., None]:
         out: Annotated[Path | None, tyro.conf.arg(help="Run directory; None makes runs/PRESET-DATE-TIME.")] = None,
         wandb: Wandb = "auto",
         threads: Threads = None,
+        device: Device = "cpu",
     ) -> None:
-        set_threads(threads)
-        path = out or Path("runs") / f"{preset}-{datetime.now():%Y%m%d-%H%M%S}"
-        run_training(RunDirectory.create(path, config), wandb)
+        with join_ranks(device) as ranks:
+            set_threads(default_threads() if threads is None else threads)
+            default_path = Path("runs") / f"{preset}-{datetime.now():%Y%m%d-%H%M%S}"
+            run_training(create_run(ranks, out, default_path, config), wandb, ranks)
 
     return command
 
@@ -60,14 +66,20 @@ app.command(
 
 
 @app.command
-def resume(run_directory: tyro.conf.Positional[Path], wandb: Wandb = "auto", threads: Threads = None) -> None:
+def resume(
+    run_directory: tyro.conf.Positional[Path],
+    wandb: Wandb = "auto",
+    threads: Threads = None,
+    device: Device = "cpu",
+) -> None:
     """Continue an interrupted training run, to bit for bit the weights of an uninterrupted one.
 
     Args:
         run_directory: Directory that l2o train made.
     """
-    set_threads(threads)
-    run_training(RunDirectory.open(run_directory), wandb)
+    with join_ranks(device) as ranks:
+        set_threads(default_threads() if threads is None else threads)
+        run_training(open_run(ranks, run_directory), wandb, ranks)
 
 
 @app.command
@@ -124,6 +136,30 @@ def speed(threads: Threads = None, json: bool = False, out: Path | None = None) 
         write_speed(every, out, f"l2o speed --out {out}")
 
 
+@app.command
+def estimators(
+    out: Path = Path("results/estimators"),
+    particles: int = 200,
+    repeats: int = 50,
+    rebuild: bool = False,
+    threads: Threads = 1,
+) -> None:
+    """Compare bias, variance and cost of all meta-gradient estimators where truncation fails; write table and figure.
+
+    Args:
+        out: Directory to write.
+        particles: Perturbed rules of each evolution strategy; an even number, for they come in pairs.
+        repeats: Trajectories over which bias and variance are taken.
+        rebuild: Only write README and figure again, from the CSV files in the directory.
+    """
+    set_threads(threads)
+    if not rebuild:
+        options = ["--out", str(out), "--particles", str(particles), "--repeats", str(repeats)]
+        run_study(out, particles, repeats, shlex.join(["l2o", "estimators", *options]))
+    print(write_estimator_report(out))
+    print(f"table, figure and README are in {out}")
+
+
 @app.command(name="list")
 def list_everything() -> None:
     """List rules, training presets, benchmark protocols and shipped checkpoints."""
@@ -138,14 +174,15 @@ def list_everything() -> None:
         print(f"  {name:<16}{', '.join(f'{key} = {value:.4g}' for key, value in results.items())}")
 
 
-def run_training(run: RunDirectory, wandb: WandbMode) -> None:
-    """Train to the end or to the first SIGINT or SIGTERM, which ends the run with a checkpoint."""
-    progress = Progress(run, wandb)
-    trainer = Trainer(run, progress)
+def run_training(run: RunDirectory, wandb: WandbMode, ranks: Ranks) -> None:
+    """Train to the end or to the first SIGINT or SIGTERM on any rank, which ends the run with a checkpoint."""
+    progress = Progress(run, wandb) if ranks.is_main else Silence()
+    trainer = Trainer(run, progress, ranks)
 
     def stop(signum, frame):
         trainer.stop_requested = True
-        print("\nstopping after this outer step …", file=sys.stderr)
+        if ranks.is_main:
+            print("\nstopping after this outer step …", file=sys.stderr)
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -154,8 +191,11 @@ def run_training(run: RunDirectory, wandb: WandbMode) -> None:
         progress.close()
         for number, handler in previous.items():
             signal.signal(number, handler)
+    finished = trainer.outer_step == run.config.outer_steps
+    if not ranks.is_main:
+        sys.exit(0 if finished else 130)
     print(", ".join(f"{name} {value:g}" for name, value in summary.items()))
-    if trainer.outer_step < run.config.outer_steps:
+    if not finished:
         raise KeyboardInterrupt(f"stopped with a checkpoint; continue with: l2o resume {run.path}")
     print(f'checkpoint: {find(run.path)}   (l2o.load("{run.path}", params))')
 

@@ -163,7 +163,7 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
     task_name = _name(config.task, TASKS, "tasks.TASKS")
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return values | {
-        # pyright: every family in TASKS is a dataclass
+        # Every family in TASKS is a dataclass, which the base class cannot say.
         "task": {"name": task_name, **dataclasses.asdict(config.task)},  # pyright: ignore
         "rule": {"name": config_name(config.rule), **dataclasses.asdict(config.rule)},
         "meta_loss": dataclasses.asdict(config.meta_loss),

@@ -182,8 +182,13 @@ class Minibatches:
         self._pixel_max = pixel_max
         self._copies: dict[tuple[Split, torch.device], Samples] = {}
 
-    def draw(self, split: Split, n_tasks: int, batch_size: int, generator: torch.Generator) -> Data:
+    def draw(
+        self, split: Split, n_tasks: int, batch_size: int, generator: torch.Generator, part: slice = slice(None)
+    ) -> Data:
         """Return inputs (n_tasks, batch_size, …) and targets (n_tasks, batch_size, …) on the generator's device.
+
+        Args:
+            part: tasks to return; the numbers drawn do not depend on it.
 
         Raises:
             ValueError: if there is no such split.
@@ -191,8 +196,9 @@ class Minibatches:
         samples = self._on(split, generator.device)
         n_samples = len(samples.inputs)
         index = torch.randint(n_samples, (n_tasks * batch_size,), generator=generator, device=generator.device)
+        index = index.view(n_tasks, batch_size)[part]
         inputs, targets = (
-            values.index_select(0, index).reshape(n_tasks, batch_size, *values.shape[1:]) for values in samples
+            values.index_select(0, index.flatten()).reshape(*index.shape, *values.shape[1:]) for values in samples
         )
         if self._pixel_max is not None:
             inputs = inputs.to(torch.get_default_dtype()) / self._pixel_max

@@ -90,7 +90,11 @@ class MLP(TaskFamily):
 
     def sample_batch(self, tasks: Data, n_tasks: int, split: Split, generator: torch.Generator) -> Data:
         """Return inputs (n_tasks, batch_size, n_pixels) in [0, 1] and targets (n_tasks, batch_size), int64."""
-        batch = self.data.draw(split, n_tasks, self.batch_size, generator)
+        return self.sample_share(tasks, n_tasks, split, generator, slice(None))
+
+    def sample_share(self, tasks: Data, n_tasks: int, split: Split, generator: torch.Generator, part: slice) -> Data:
+        """See `TaskFamily.sample_share`."""
+        batch = self.data.draw(split, n_tasks, self.batch_size, generator, part)
         return {"inputs": batch["inputs"].flatten(2), "targets": batch["targets"]}
 
     def logits(self, params: Params, inputs: Tensor) -> Tensor:

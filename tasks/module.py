@@ -93,6 +93,10 @@ class ModuleTask(TaskFamily):
         """Return inputs and targets, (n_tasks, batch_size, …), in the dtypes they were given in."""
         return self.data.draw(split, n_tasks, self.batch_size, generator)
 
+    def sample_share(self, tasks: Data, n_tasks: int, split: Split, generator: torch.Generator, part: slice) -> Data:
+        """See `TaskFamily.sample_share`."""
+        return self.data.draw(split, n_tasks, self.batch_size, generator, part)
+
     def loss(self, params: Params, task: Data, batch: Data) -> Tensor:
         """Return loss_fn(module(inputs), targets), shape ()."""
         device = batch["inputs"].device

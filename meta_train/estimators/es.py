@@ -19,6 +19,7 @@ from meta_train.estimators.perturbed import (
     antithetic_gradient,
     draw_noise,
     perturb,
+    pick,
     repeat,
     start_particles,
     unroll_particles,
@@ -45,16 +46,11 @@ class ES(EvolutionStrategy):
         generator: torch.Generator,
     ) -> MetaGradient:
         """See `Estimator.estimate`."""
-        n_tasks = trajectories.n_tasks
-        noise = draw_noise(rule, n_tasks, generator)
-        theta = perturb(rule, noise, self.sigma, signs=(0, 1, -1))
+        noise = draw_noise(rule, family, trajectories.n_tasks, generator)
+        theta = perturb(rule, noise, self.sigma, signs=(1, -1, 0))
         thrice = trajectories._replace(params=repeat(trajectories.params, 3), state=repeat(trajectories.state, 3))
-        losses, curve, after = unroll_particles(
-            rule, theta, family, thrice, meta_loss, weights, generator, copies=3
-        )
-        _, positive, negative = losses.chunk(3)
-        unperturbed = after._replace(
-            params={name: tensor[:n_tasks] for name, tensor in after.params.items()},
-            state=type(after.state)(*(tensor[:n_tasks] for tensor in after.state)),
-        )
-        return MetaGradient(antithetic_gradient(noise, positive, negative, self.sigma), curve[:, 0], unperturbed)
+        losses, curve, after = unroll_particles(rule, theta, family, thrice, meta_loss, weights, generator)
+        positive, negative, _ = losses.unbind(1)
+        grads = antithetic_gradient(noise, positive, negative, self.sigma)
+        after = after._replace(params=pick(after.params, 2), state=pick(after.state, 2))
+        return MetaGradient(grads, curve[..., 2], after)

@@ -17,13 +17,14 @@ from l2o.rule import UpdateRule
 from meta_train.estimators.estimator import MetaGradient, MetaLoss
 from meta_train.estimators.perturbed import (
     EvolutionStrategy,
-    PairedTrajectories,
+    ParticleState,
     antithetic_gradient,
     draw_noise,
     perturb,
     start_pairs,
     unroll_particles,
 )
+from meta_train.unroll import Trajectories
 from tasks.task import TaskFamily
 
 
@@ -31,25 +32,25 @@ from tasks.task import TaskFamily
 class NRES(EvolutionStrategy):
     """Antithetic noise-reuse evolution strategies."""
 
-    def start(
-        self, rule: UpdateRule, family: TaskFamily, n_tasks: int, generator: torch.Generator
-    ) -> PairedTrajectories:
+    def start(self, rule: UpdateRule, family: TaskFamily, n_tasks: int, generator: torch.Generator) -> Trajectories:
         """See `Estimator.start`; draws the ε that the whole trajectory keeps."""
-        return start_pairs(rule, family, n_tasks, draw_noise(rule, n_tasks, generator), generator)
+        return start_pairs(rule, family, n_tasks, draw_noise(rule, family, n_tasks, generator), generator)
 
     def estimate(
         self,
         rule: UpdateRule,
         family: TaskFamily,
-        trajectories: PairedTrajectories,
+        trajectories: Trajectories,
         meta_loss: MetaLoss,
         weights: Tensor,
         generator: torch.Generator,
     ) -> MetaGradient:
         """See `Estimator.estimate`."""
-        noise = trajectories.noise
+        noise = trajectories.state.noise
         theta = perturb(rule, noise, self.sigma, signs=(1, -1))
         losses, curve, after = unroll_particles(
-            rule, theta, family, trajectories, meta_loss, weights, generator, copies=2
+            rule, theta, family, trajectories._replace(state=trajectories.state.rule), meta_loss, weights, generator
         )
-        return MetaGradient(antithetic_gradient(noise, *losses.chunk(2), self.sigma), curve.mean(1), after)
+        positive, negative = losses.unbind(1)
+        grads = antithetic_gradient(noise, positive, negative, self.sigma)
+        return MetaGradient(grads, curve.mean(-1), after._replace(state=ParticleState(after.state, noise)))

@@ -6,9 +6,10 @@ Pair i runs θ + σ ε_i and θ − σ ε_i, ε_i ~ N(0, I), on one task (antith
 
 estimates the gradient of the smoothed meta-loss E_ε L(θ + σ ε), without derivatives through the loop: any rule, any
 optimizee. The estimators differ in the perturbation ξ_i that answers for the window's meta-loss L_i^±, and in where
-the next window starts. Particles lie along one leading axis: copies of the N tasks, one copy after the other.
+the next window starts. Params, state and θ of the particles have two leading axes: N tasks, C particles on each.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,29 +19,21 @@ from torch import Tensor
 from l2o.rule import Observation, Params, State, UpdateRule
 from l2o.rules.checks import check_positive
 from meta_train.estimators.estimator import Estimator, MetaLoss
+from meta_train.sharding import draw_share
 from meta_train.unroll import Trajectories, losses_and_grads
-from tasks.task import Data, Split, TaskFamily
+from tasks.task import Split, TaskFamily
 
 Theta = dict[str, Tensor]
-"""θ, or perturbations of it, with a leading axis, by the name of the rule's parameter."""
+"""θ, or perturbations of it, with leading axes, by the name of the rule's parameter."""
 
 
-class PairedTrajectories(NamedTuple):
-    """Where N antithetic pairs stand: a leading axis of N on tasks and noise, of 2N on params and state."""
+class ParticleState(NamedTuple):
+    """What pairs carry from window to window, in the place of the rule's state."""
 
-    tasks: Data
-    params: Params
-    """First the N particles of θ + σ ε, then the N of θ − σ ε."""
-    state: State
-    step: Tensor
-    """Updates made so far, int64, shape ()."""
+    rule: State
+    """State of the rule, shape (N, 2, …)."""
     noise: Theta
     """ξ: what the estimator remembers of the perturbations since the reset, shape (N, …)."""
-
-    @property
-    def n_tasks(self) -> int:
-        """Number of pairs; each has a task of its own."""
-        return next(iter(self.params.values())).shape[0] // 2
 
 
 @dataclass(frozen=True)
@@ -48,7 +41,8 @@ class EvolutionStrategy(Estimator):
     """Antithetic Gaussian perturbations of θ, one pair a task.
 
     Args:
-        sigma: scale σ > 0 of the perturbations, units of θ.
+        sigma: scale σ of the perturbations, units of θ.
+
     Raises:
         ValueError: if sigma is not positive and finite.
     """
@@ -70,24 +64,29 @@ def start_particles(rule: UpdateRule, family: TaskFamily, n_tasks: int, generato
 
 def start_pairs(
     rule: UpdateRule, family: TaskFamily, n_tasks: int, noise: Theta, generator: torch.Generator
-) -> PairedTrajectories:
+) -> Trajectories:
     """Return n_tasks fresh problems, both members of a pair at the same start."""
-    tasks, params, state, step = start_particles(rule, family, n_tasks, generator)
-    return PairedTrajectories(tasks, repeat(params, 2), repeat(state, 2), step, noise)
+    trajectories = start_particles(rule, family, n_tasks, generator)
+    state = ParticleState(repeat(trajectories.state, 2), noise)
+    return trajectories._replace(params=repeat(trajectories.params, 2), state=state)
 
 
-def draw_noise(rule: UpdateRule, n_pairs: int, generator: torch.Generator) -> Theta:
-    """Draw ε ~ N(0, I) for every pair, shape (n_pairs, …)."""
-    return {
-        name: torch.randn(n_pairs, *p.shape, generator=generator, device=generator.device, dtype=p.dtype)
-        for name, p in rule.named_parameters()
-    }
+def draw_noise(rule: UpdateRule, family: TaskFamily, n_tasks: int, generator: torch.Generator) -> Theta:
+    """Draw ε ~ N(0, I) for the pair on every task, shape (N, …)."""
+
+    def draw(n_pairs: int) -> Theta:
+        return {
+            name: torch.randn(n_pairs, *p.shape, generator=generator, device=generator.device, dtype=p.dtype)
+            for name, p in rule.named_parameters()
+        }
+
+    return draw_share(family, n_tasks, draw)
 
 
 def perturb(rule: UpdateRule, noise: Theta, sigma: float, signs: tuple[int, ...]) -> Theta:
-    """Return θ + sign · σ ε_i, one copy of the N pairs for each sign, shape (len(signs) · N, …)."""
+    """Return θ + sign · σ ε_i for each sign, shape (N, len(signs), …)."""
     return {
-        name: p.detach() + sigma * torch.cat([sign * noise[name] for sign in signs])
+        name: p.detach() + sigma * torch.stack([sign * noise[name] for sign in signs], 1)
         for name, p in rule.named_parameters()
     }
 
@@ -108,29 +107,31 @@ def unroll_particles(
     rule: UpdateRule,
     theta: Theta,
     family: TaskFamily,
-    trajectories: Any,
+    trajectories: Trajectories,
     meta_loss: MetaLoss,
     weights: Tensor,
     generator: torch.Generator,
-    copies: int,
-) -> tuple[Tensor, Tensor, Any]:
-    """Unroll len(weights) steps, every particle with a θ of its own; all copies of a task see the same minibatches.
+) -> tuple[Tensor, Tensor, Trajectories]:
+    """Unroll len(weights) steps, every particle with a θ of its own; those on one task see the same minibatches.
 
     Args:
-        theta: shape (P, …) for P = copies · N particles.
-        trajectories: N tasks, P params and states.
-    Returns: weighted meta-loss of each particle, shape (P,); inner losses, shape (K, copies, N); the trajectories
-        after the window.
+        theta: shape (N, C, …).
+        trajectories: with params and states of shape (N, C, …).
+
+    Returns: weighted meta-loss of each particle, shape (N, C); inner losses, shape (K, N, C); the trajectories after
+        the window.
     """
-    n_tasks = next(iter(theta.values())).shape[0] // copies
-    tasks = repeat(trajectories.tasks, copies)
+    n_tasks, n_copies = next(iter(theta.values())).shape[:2]
+    tasks, step = trajectories.tasks, trajectories.step
+    # Without the copies' axis for as long as the loop lasts: one vmap instead of two, no reshaping per step.
+    theta, params, state = _flat(theta), _flat(trajectories.params), _flat(trajectories.state)
+    tasks_of_particles = _flat(repeat(tasks, n_copies))
 
     def evaluate(params: Params, split: Split) -> tuple[Tensor, Params]:
-        batch = family.sample_batch(trajectories.tasks, n_tasks, split, generator)
-        return losses_and_grads(family, params, tasks, repeat(batch, copies))
+        batch = _flat(repeat(family.sample_batch(tasks, n_tasks, split, generator), n_copies))
+        return losses_and_grads(family, params, tasks_of_particles, batch)
 
     own_batches = meta_loss.split != meta_loss.inner_split
-    params, state, step = trajectories.params, trajectories.state, trajectories.step
     inner, meta = [], []
     for k in range(len(weights)):
         losses, grads = evaluate(params, meta_loss.inner_split)
@@ -138,16 +139,31 @@ def unroll_particles(
         params, state = _apply(rule, theta, params, grads, losses, state, step + k)
         if own_batches or k == len(weights) - 1:
             meta.append(evaluate(params, meta_loss.split)[0])
-    total = torch.einsum("k,kp->p", weights.to(losses), torch.stack(meta if own_batches else inner[1:] + meta))
-    after = trajectories._replace(params=params, state=state, step=step + len(weights))
-    return total, torch.stack(inner).unflatten(1, (copies, n_tasks)), after
+    meta = torch.stack(meta if own_batches else inner[1:] + meta).unflatten(1, (n_tasks, n_copies))
+    total = torch.tensordot(weights.to(meta), meta, 1)
+    params, state = (_map(lambda tensor: tensor.unflatten(0, (n_tasks, n_copies)), tree) for tree in (params, state))
+    after = Trajectories(tasks, params, state, step + len(weights))
+    return total, torch.stack(inner).unflatten(1, (n_tasks, n_copies)), after
 
 
 def repeat(tensors: Any, copies: int) -> Any:
-    """Return a dict or NamedTuple of tensors with `copies` copies, one after the other: leading axis N to copies · N."""
+    """Return a dict or NamedTuple of tensors with an axis of copies after the first one, (N, …) to (N, copies, …)."""
+    return _map(lambda tensor: tensor.unsqueeze(1).expand(-1, copies, *tensor.shape[1:]), tensors)
+
+
+def pick(tensors: Any, copy: int) -> Any:
+    """Return one particle of every task, (N, C, …) to (N, …)."""
+    return _map(lambda tensor: tensor[:, copy].clone(), tensors)
+
+
+def _flat(tensors: Any) -> Any:
+    return _map(lambda tensor: tensor.flatten(0, 1), tensors)
+
+
+def _map(function: Callable[[Tensor], Tensor], tensors: Any) -> Any:
     if isinstance(tensors, dict):
-        return {name: torch.cat([tensor] * copies) for name, tensor in tensors.items()}
-    return type(tensors)(*(torch.cat([tensor] * copies) for tensor in tensors))
+        return {name: function(tensor) for name, tensor in tensors.items()}
+    return type(tensors)(*map(function, tensors))
 
 
 def _apply(

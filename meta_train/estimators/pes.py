@@ -18,13 +18,14 @@ from l2o.rule import UpdateRule
 from meta_train.estimators.estimator import MetaGradient, MetaLoss
 from meta_train.estimators.perturbed import (
     EvolutionStrategy,
-    PairedTrajectories,
+    ParticleState,
     antithetic_gradient,
     draw_noise,
     perturb,
     start_pairs,
     unroll_particles,
 )
+from meta_train.unroll import Trajectories
 from tasks.task import TaskFamily
 
 
@@ -32,28 +33,28 @@ from tasks.task import TaskFamily
 class PES(EvolutionStrategy):
     """Antithetic persistent evolution strategies."""
 
-    def start(
-        self, rule: UpdateRule, family: TaskFamily, n_tasks: int, generator: torch.Generator
-    ) -> PairedTrajectories:
+    def start(self, rule: UpdateRule, family: TaskFamily, n_tasks: int, generator: torch.Generator) -> Trajectories:
         """See `Estimator.start`; ξ = 0."""
-        nothing = {name: p.new_zeros(n_tasks, *p.shape) for name, p in rule.named_parameters()}
+        nothing = {name: torch.zeros_like(p).expand(n_tasks, *p.shape) for name, p in rule.named_parameters()}
         return start_pairs(rule, family, n_tasks, nothing, generator)
 
     def estimate(
         self,
         rule: UpdateRule,
         family: TaskFamily,
-        trajectories: PairedTrajectories,
+        trajectories: Trajectories,
         meta_loss: MetaLoss,
         weights: Tensor,
         generator: torch.Generator,
     ) -> MetaGradient:
         """See `Estimator.estimate`."""
-        noise = draw_noise(rule, trajectories.n_tasks, generator)
-        summed = {name: trajectories.noise[name] + epsilon for name, epsilon in noise.items()}
+        state = trajectories.state
+        noise = draw_noise(rule, family, trajectories.n_tasks, generator)
+        summed = {name: state.noise[name] + epsilon for name, epsilon in noise.items()}
         theta = perturb(rule, noise, self.sigma, signs=(1, -1))
         losses, curve, after = unroll_particles(
-            rule, theta, family, trajectories, meta_loss, weights, generator, copies=2
+            rule, theta, family, trajectories._replace(state=state.rule), meta_loss, weights, generator
         )
-        grads = antithetic_gradient(summed, *losses.chunk(2), self.sigma)
-        return MetaGradient(grads, curve.mean(1), after._replace(noise=summed))
+        positive, negative = losses.unbind(1)
+        grads = antithetic_gradient(summed, positive, negative, self.sigma)
+        return MetaGradient(grads, curve.mean(-1), after._replace(state=ParticleState(after.state, summed)))

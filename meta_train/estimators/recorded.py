@@ -4,25 +4,40 @@ With the inner gradient detached, θ_{s+k} = θ_s + Σ_{t<k} u_t, so the meta-lo
 
     c_t = ∂L/∂u_t = Σ_{k>t} w_k ∇f(θ_{s+k}),
 
-which does not depend on how u_t was made. Roll once without a graph, store g_t and c_t (one float each per coordinate
-and step), then backpropagate Σ_t ⟨c_t, u_t⟩ through the rule alone, a chunk of coordinates at a time. Equal to
-`Truncated(order=1)` up to rounding; memory does not depend on the optimizee's graph.
+which does not depend on how u_t was made. Roll once without a graph and store ∇f at every step (one float per
+coordinate and step; two if the meta-loss has minibatches of its own), then backpropagate Σ_t ⟨c_t, u_t⟩ through the
+rule alone, a block of coordinates at a time. Equal to `Truncated(order=1)` up to rounding; memory depends neither on
+the optimizee's graph nor, beyond the record, on the window.
 """
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from l2o.rule import CoordinatewiseRule, UpdateRule, flatten
+from l2o.rule import CoordinatewiseRule, Params, UpdateRule, accumulator
 from meta_train.estimators.estimator import Estimator, MetaGradient, MetaLoss
 from meta_train.unroll import Trajectories, apply_rule, value_and_grad
 from tasks.task import TaskFamily
 
+_BLOCK_NUMBERS, _BLOCK_COORDINATES = 2**21, 2**16
+"""What is turned into cotangents at a time: the cotangents of all coordinates would need as much memory as the record,
+and their part of the rule's state is copied."""
+
 
 @dataclass(frozen=True)
 class Recorded(Estimator):
-    """Roll, record, replay."""
+    """Roll, record, replay.
+
+    Args:
+        dtype: of the record; None keeps the precision of the gradients. bfloat16 halves the memory of float32 and
+            rounds every stored gradient to 8 bits: measured over windows of 20 steps, the meta-gradient moves by 2e-5
+            to 4e-4 of its length on MNIST and digits, by 1e-3 to 8e-3 on quadratics.
+    """
+
+    dtype: torch.dtype | None = None
 
     def estimate(
         self,
@@ -43,11 +58,18 @@ class Recorded(Estimator):
         first_state, first_step = trajectories.state, trajectories.step
         # The roll overwrites its state; the replay starts from the one that came.
         trajectories = trajectories._replace(state=type(first_state)(*(tensor.clone() for tensor in first_state)))
-        grads, meta_grads, curve, trajectories = roll(rule, family, trajectories, meta_loss, len(weights), generator)
-        weighted = meta_grads * (weights / trajectories.n_tasks).to(meta_grads)[:, None]
-        cotangents = weighted.flip(0).cumsum(0).flip(0)
-        theta_grads = rule.update_vjp(grads, cotangents, first_state, first_step)
-        return MetaGradient(theta_grads, curve, trajectories)
+        grads, meta_grads, curve, trajectories = roll(
+            rule, family, trajectories, meta_loss, len(weights), generator, self.dtype
+        )
+        precision = _precision(trajectories.params)
+        shares = (weights / trajectories.n_tasks).to(grads.device, precision)
+        totals: dict[str, Tensor] = {}
+        for part in _blocks(*grads.shape):
+            state = type(first_state)(*(tensor[..., part] for tensor in first_state))
+            cotangents = _sums_from_the_end(meta_grads[:, part].to(precision) * shares[:, None])
+            pieces = rule.update_vjp(grads[:, part].to(precision), cotangents, state, first_step)
+            totals = {name: totals[name] + piece for name, piece in pieces.items()} if totals else pieces
+        return MetaGradient(totals, curve, trajectories)
 
 
 @torch.no_grad()
@@ -58,22 +80,51 @@ def roll(
     meta_loss: MetaLoss,
     length: int,
     generator: torch.Generator,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Trajectories]:
     """Unroll without a graph and keep the gradients.
 
+    Args:
+        dtype: of what is kept; None is that of `flatten`.
+
     Returns: inner gradients g_s … g_{s+K−1} and meta-loss gradients ∇f(θ_{s+1}) … ∇f(θ_{s+K}), each (K, n) in the
-    layout of `flatten`; losses (K, n_tasks); the trajectories after the window.
+        layout of `flatten` (the same memory, a step apart, unless the meta-loss has minibatches of its own); losses
+        (K, n_tasks); the trajectories after the window.
     """
     own_batches = meta_loss.split != meta_loss.inner_split
-    inner, meta, curve = [], [], []
+    params = trajectories.params.values()
+    shape, dtype = (length + 1, sum(p.numel() for p in params)), dtype or _precision(trajectories.params)
+    inner = torch.empty(shape, dtype=dtype, device=next(iter(params)).device)
+    meta = torch.empty_like(inner) if own_batches else inner
+    curve = []
     for k in range(length):
         losses, grads = value_and_grad(family, trajectories, meta_loss.inner_split, generator)
         curve.append(losses)
-        inner.append(flatten(grads))
+        _write(grads, inner[k])
         trajectories = apply_rule(rule, trajectories, losses, grads, overwrite=True)
         if own_batches or k == length - 1:
             _, grads = value_and_grad(family, trajectories, meta_loss.split, generator)
-            meta.append(flatten(grads))
-    if not own_batches:
-        meta = inner[1:] + meta
-    return torch.stack(inner), torch.stack(meta), torch.stack(curve), trajectories
+            _write(grads, meta[k + 1])
+    return inner[:-1], meta[1:], torch.stack(curve), trajectories
+
+
+def _precision(params: Params) -> torch.dtype:
+    """Return the dtype of `flatten`."""
+    return functools.reduce(torch.promote_types, (p.dtype for p in params.values()), torch.float32)
+
+
+def _write(grads: Params, row: Tensor) -> None:
+    """Write what `flatten` returns into a row of the record."""
+    torch.cat([accumulator(grad).reshape(-1) for grad in grads.values()], out=row)
+
+
+def _blocks(n_steps: int, n_coordinates: int) -> Sequence[slice]:
+    size = max(min(_BLOCK_NUMBERS // n_steps, _BLOCK_COORDINATES), 4096)
+    return [slice(first, first + size) for first in range(0, n_coordinates, size)]
+
+
+def _sums_from_the_end(rows: Tensor) -> Tensor:
+    """Overwrite row t with Σ_{k≥t} of the rows."""
+    for t in range(len(rows) - 2, -1, -1):
+        rows[t] += rows[t + 1]
+    return rows
