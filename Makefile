@@ -14,8 +14,8 @@ demo: $(VENV)/.installed  ## train on embedded data, race against tuned classics
 	$(BIN)/l2o train digits --out $(DEMO)
 	$(BIN)/l2o benchmark digits --checkpoint $(DEMO) --out $(DEMO)/benchmark
 
-test: $(VENV)/.installed  ## the whole test suite
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed  ## the whole test suite; on tensors this small a second thread only waits
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -24,6 +24,7 @@ lint: $(VENV)/.installed
 
 figures: $(VENV)/.installed  ## rebuild every README and figure in results/ from its CSV files
 	$(BIN)/l2o report $(patsubst %/protocol.json,%,$(wildcard results/*/protocol.json))
+	$(BIN)/l2o estimators --rebuild --out results/estimators
 
 benchmarks: $(VENV)/.installed  ## speed
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only
