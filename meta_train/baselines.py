@@ -48,5 +48,6 @@ def tune(
         if best not in (min(scores), max(scores)):
             break
         best = min(best, best * _RATIO if best == max(scores) else best / _RATIO, key=score)
-    best = min(best, best * _RATIO**0.5, best / _RATIO**0.5, key=score)
+    for power in (0.5, 0.25):
+        best = min(best, best * _RATIO**power, best / _RATIO**power, key=score)
     return best, len(scores)

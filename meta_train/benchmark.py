@@ -23,11 +23,9 @@ from l2o.tensorflow_weights import load_tensorflow_lstm
 from meta_train.baselines import CLASSICS, tune
 from meta_train.protocols import Protocol
 from meta_train.run_directory import describe_environment
+from meta_train.seeds import derive_seed
 from meta_train.unroll import evaluate
 from tasks.task import TaskFamily
-
-_TUNING_SEED = 2**33
-"""Added to the protocol's seed for the tuning problems."""
 
 
 def run_benchmark(protocol: Protocol, checkpoints: Sequence[str], out: Path, command: str) -> None:
@@ -82,7 +80,8 @@ def _methods(protocol: Protocol, family: TaskFamily, learned: dict[str, UpdateRu
     for name, rule in learned.items():
         yield name, "learned", rule, {"lr": "", "lrs_tried": 0}
     for name, build in CLASSICS.items():
-        lr, tried = tune(build, family, protocol.tuning_problems, protocol.sum_steps, protocol.seed + _TUNING_SEED)
+        seed = derive_seed(protocol.seed, "tuning")
+        lr, tried = tune(build, family, protocol.tuning_problems, protocol.sum_steps, seed)
         yield name, "classic", build(lr), {"lr": f"{lr:.4g}", "lrs_tried": tried}
 
 

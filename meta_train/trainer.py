@@ -22,13 +22,11 @@ from meta_train.distributed import Message, Ranks, Silence
 from meta_train.estimators import MetaGradient
 from meta_train.estimators.perturbed import EvolutionStrategy
 from meta_train.run_directory import RunDirectory
+from meta_train.seeds import derive_seed
 from meta_train.sharding import Sharded, cut, join, share
 from meta_train.tracking import Progress
 from meta_train.tree import flatten_tree, rebuild_tree
 from meta_train.unroll import evaluate
-
-_VALIDATION_SEED = 2**32
-"""Added to the run's seed for the validation problems, which are the same at every validation."""
 
 
 class Trainer:
@@ -145,7 +143,7 @@ class Trainer:
     def _validation_losses(self) -> Tensor:
         """Return the losses of all validation problems, shape (horizon, valid_tasks), on every rank."""
         config, n_tasks = self.config, self.config.valid_tasks
-        generator = torch.Generator(self.device).manual_seed(config.seed + _VALIDATION_SEED)
+        generator = torch.Generator(self.device).manual_seed(derive_seed(config.seed, "validation"))
         part = share(n_tasks, self.ranks.rank, self.ranks.n_ranks)
         if n_tasks < self.ranks.n_ranks:  # a rank would have none
             return evaluate(self.rule, config.task, n_tasks, config.horizon, "outer_valid", generator)

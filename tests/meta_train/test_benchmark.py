@@ -17,6 +17,7 @@ from l2o.rules import SGD, SGDConfig
 from meta_train.baselines import CLASSICS, GRID, tune
 from meta_train.benchmark import learned_rules, run_benchmark
 from meta_train.protocols import PROTOCOLS, Protocol
+from meta_train.seeds import derive_seed
 from tasks import SPLITS, TASKS, Quadratic
 from tasks.task import Data, Params, TaskFamily
 
@@ -244,7 +245,7 @@ def test_tuning_uses_other_problems_and_another_split_than_the_race(checkpoint, 
     family = Recording(Counter())
     run_benchmark(dataclasses.replace(TINY, settings={"only": family}), [str(checkpoint)], tmp_path, "")
     assert set(family.asked) == {"outer_valid", "test"}
-    assert family.seeds == {"outer_valid": {2016 + 2**33}, "test": {2016}}
+    assert family.seeds == {"outer_valid": {derive_seed(2016, "tuning")}, "test": {2016}}
     assert family.asked["test"] == (1 + len(CLASSICS)) * TINY.steps
 
 
@@ -271,3 +272,12 @@ def test_a_frozen_protocol_is_large_enough_and_its_families_are_known(name):
     assert protocol.sum_steps == 100 <= protocol.steps
     assert all(type(family) in TASKS.values() for family in protocol.settings.values())
     assert "test" in SPLITS and protocol.tuning_problems >= 1
+
+
+def test_tuning_validation_and_test_problems_are_different_numbers():
+    # Not only different seeds: torch's CPU generator drops the high 32 bits of a seed.
+    streams = [
+        torch.randn(8, generator=torch.Generator().manual_seed(seed))
+        for seed in (2016, derive_seed(2016, "tuning"), derive_seed(2016, "validation"), derive_seed(2017, "tuning"))
+    ]
+    assert not any(torch.equal(a, b) for i, a in enumerate(streams) for b in streams[:i])
