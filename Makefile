@@ -11,8 +11,8 @@ endif
 .PHONY: demo test lint figures benchmarks clean
 
 demo: $(VENV)/.installed  ## train on embedded data, race against tuned classics: a table, a figure, a checkpoint
-	$(BIN)/l2o train digits --out $(DEMO)
-	$(BIN)/l2o benchmark digits --checkpoint $(DEMO) --out $(DEMO)/benchmark
+	$(BIN)/l2o train digits --out $(DEMO) --threads 1
+	$(BIN)/l2o benchmark digits --checkpoint $(DEMO) --out $(DEMO)/benchmark --threads 1
 
 test: $(VENV)/.installed  ## the whole test suite; on tensors this small a second thread only waits
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest

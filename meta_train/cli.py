@@ -46,6 +46,8 @@ def train_command(preset: str, default: TrainConfig) -> Callable[..., None]:
         threads: Threads = None,
         device: Device = "cpu",
     ) -> None:
+        if config.start_from is not None:
+            config.build_rule(None)  # a wrong name is found before the run directory is made
         with join_ranks(device) as ranks:
             set_threads(default_threads() if threads is None else threads)
             default_path = Path("runs") / f"{preset}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -215,7 +217,9 @@ def set_threads(threads: int | None) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; a wrong value or file gives one line and exit status 2, an interruption 130."""
     try:
-        app.cli(prog="l2o", description="Learned optimizers: train, benchmark, list.", args=arguments)
+        # Cascading: an option of the run may also stand behind `rule:NAME`.
+        config = (tyro.conf.CascadeSubcommandArgs,)
+        app.cli(prog="l2o", description="Learned optimizers: train, benchmark, list.", args=arguments, config=config)
     except KeyboardInterrupt as interruption:
         print(f"l2o: {str(interruption) or 'interrupted'}", file=sys.stderr)
         sys.exit(130)

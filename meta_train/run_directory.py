@@ -34,7 +34,7 @@ class RunDirectory:
     @classmethod
     def create(cls, path: Path, config: TrainConfig) -> "RunDirectory":
         """Make a fresh run directory."""
-        if (path / "config.json").exists():
+        if any((path / name).exists() for name in ("config.json", "state.safetensors", "checkpoints")):
             raise FileExistsError(
                 f"{path} already holds a run; continue it with l2o resume {path}, or choose another --out"
             )

@@ -47,7 +47,8 @@ class LSTMConfig:
         """Check the ranges.
 
         Raises:
-            ValueError: if a size is below one, p is not in (0, 80], or scale is not positive and finite.
+            ValueError: if a size is below one, p is not in (0, 80], scale is not positive and finite, log_eps is
+                negative, or log_eps or forget_bias is not finite.
         """
         if self.hidden_size < 1 or self.layers < 1:
             raise ValueError(f"hidden_size and layers must be at least 1, got {self.hidden_size} and {self.layers}")
@@ -55,6 +56,10 @@ class LSTMConfig:
             raise ValueError(f"p must be in (0, 80], or None for no preprocessing, got {self.p}")
         if not 0 < self.scale < math.inf:
             raise ValueError(f"scale must be positive and finite, got {self.scale}")
+        if not 0 <= self.log_eps < math.inf or not math.isfinite(self.forget_bias):
+            raise ValueError(
+                f"log_eps must be finite and at least 0, got {self.log_eps}; forget_bias {self.forget_bias}"
+            )
 
 
 TENSORFLOW = LSTMConfig(p=5.0, log_eps=2.0**-23, scale=0.01, forget_bias=1.0)

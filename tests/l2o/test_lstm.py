@@ -407,3 +407,9 @@ def test_importer_never_unpickles(tmp_path):
     assert not marker.exists()
     pickle.loads(pickle.dumps(Exploit(marker)))
     assert marker.exists()  # the exploit is a live one
+
+
+@pytest.mark.parametrize("options", [{"log_eps": -1.0}, {"log_eps": math.nan}, {"forget_bias": math.nan}])
+def test_constants_that_would_make_nan_are_refused(options):
+    with pytest.raises(ValueError, match="log_eps must be finite and at least 0"):
+        LSTMConfig(**options)

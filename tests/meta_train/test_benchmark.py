@@ -100,7 +100,7 @@ def losses_with_torch_optim(method: str, lr: float, start: str) -> Tensor:
 @pytest.mark.parametrize("setting", TINY.settings)
 def test_every_classic_gives_the_numbers_of_torch_optim_on_the_same_problems(method, setting, results):
     (row,) = [row for row in read(results / "summary.csv") if (row["setting"], row["method"]) == (setting, method)]
-    lr = 10 ** (round(8 * math.log10(float(row["lr"]))) / 8)  # the grid has eight a decade; the file rounds
+    lr = 10 ** (round(16 * math.log10(float(row["lr"]))) / 16)  # refined to sixteen a decade; the file rounds
     assert float(row["lr"]) == pytest.approx(lr, rel=1e-3)  # four digits
     losses = losses_with_torch_optim(method, lr, TINY.settings[setting].start)
     sums, final = losses[:12].sum(0), losses[-10:].mean(0)
@@ -124,7 +124,7 @@ def test_wins_are_the_problems_on_which_a_method_beats_the_best_classic(results)
     assert {row["best_classic"] for row in rows.values()} == {best}
     sums = {}
     for method in CLASSICS:
-        lr = 10 ** (round(8 * math.log10(float(rows[method]["lr"]))) / 8)
+        lr = 10 ** (round(16 * math.log10(float(rows[method]["lr"]))) / 16)
         sums[method] = losses_with_torch_optim(method, lr, "zero")[:12].sum(0)
     for method in CLASSICS:
         wins = (sums[method] < sums[best]).double().mean().item()
@@ -198,12 +198,12 @@ class Parabola(TaskFamily):
 def test_tuning_finds_the_analytic_best_learning_rate_of_a_parabola(exponent):
     lr, tried = tune(CLASSICS["SGD"], Parabola(10**exponent), 1, 20, seed=0)
     assert lr == pytest.approx(10**-exponent)
-    assert tried == len(GRID) + 2 + (exponent == -0.5)  # refined on both sides; 10^0.5 is the end of the grid
+    assert tried == len(GRID) + 4 + (exponent == -0.5)  # refined twice on both sides; 10^0.5 is the end of the grid
 
 
-def test_tuning_refines_around_the_best_to_eight_a_decade():
-    lr, _ = tune(CLASSICS["SGD"], Parabola(10**0.375), 1, 20, seed=0)
-    assert lr == pytest.approx(10**-0.375)
+def test_tuning_refines_around_the_best_to_sixteen_a_decade():
+    lr, _ = tune(CLASSICS["SGD"], Parabola(10**0.3125), 1, 20, seed=0)
+    assert lr == pytest.approx(10**-0.3125)
 
 
 @pytest.mark.parametrize("exponent", [-2.0, 4.5])
@@ -213,7 +213,7 @@ def test_tuning_extends_the_grid_where_the_best_lies_outside(exponent):
     lr, tried = tune(CLASSICS["SGD"], Parabola(10**exponent), 1, 20, seed=0)
     assert lr == pytest.approx(best)
     steps_outside = round(4 * abs(math.log10(best) - math.log10(GRID[-1] if best > 1 else GRID[0])))
-    assert tried == len(GRID) + steps_outside + 1 + 2  # one more shows that the end is reached; two refine
+    assert tried == len(GRID) + steps_outside + 1 + 4  # one more shows that the end is reached; four refine
 
 
 def test_the_grid_has_more_than_ten_learning_rates_evenly_spaced():
