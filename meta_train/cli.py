@@ -114,6 +114,8 @@ def report(directories: tyro.conf.Positional[tuple[Path, ...]]) -> None:
     Args:
         directories: Directories that l2o benchmark wrote.
     """
+    if not directories:
+        raise ValueError("name at least one directory, such as results/mnist")
     for directory in directories:
         write_report(directory)
         print(f"wrote {directory}/README.md and its figures")

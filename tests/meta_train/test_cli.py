@@ -303,3 +303,9 @@ def test_a_config_written_by_train_trains_again_from_its_directory_alone(l2o, tm
         RunDirectory.open(tmp_path / "run").config, rule=dataclasses.replace(PRESETS["quadratic"].rule, hidden_size=4)
     )
     assert isinstance(PRESETS["quadratic"].rule, LSTMConfig) and isinstance(PRESETS["quadratic"].task, Quadratic)
+
+
+def test_report_without_a_directory_asks_for_one(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["report"])
+    assert ended.value.code == 2 and "name at least one directory" in capsys.readouterr().err
