@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
+import torch
 import tyro
 
 from l2o.checkpoint import build_rule, load_rule
 from l2o.rule import UpdateRule
 from l2o.rules import RULES, LSTMConfig
 from meta_train.estimators import ES, NRES, PES, Estimator, MetaLoss, Recorded, Truncated
+from meta_train.lengths import Lengths
 from tasks import MLP, TASKS, Quadratic
 from tasks.task import TaskFamily
 
@@ -22,6 +24,8 @@ RuleConfig = functools.reduce(
 """Any config in `RULES`; a subcommand each on the command line."""
 
 EstimatorName = Literal["auto", "recorded", "truncated", "es", "pes", "nres"]
+
+RecordDtype = Literal["bfloat16", "float16", "float32"]
 
 _EVOLUTION_STRATEGIES = {"es": ES, "pes": PES, "nres": NRES}
 
@@ -43,12 +47,21 @@ class TrainConfig:
     """1: inner gradients detached, as in the paper; 2: differentiate through them. Of no meaning to es, pes, nres."""
     sigma: float = 0.01
     """Scale of the perturbations of es, pes and nres, units of the rule's weights."""
+    checkpoint_steps: int | None = None
+    """Inner steps whose graph is held at a time, by the truncated estimator; None holds the whole window's."""
+    record_dtype: RecordDtype | None = None
+    """How recorded gradients are stored; None keeps their precision. bfloat16 halves the memory."""
     horizon: int = 100
     """Inner steps T of a trajectory."""
     truncation: int = 20
     """Inner steps K between two outer steps; the last window of a trajectory may be shorter."""
+    lengths: Lengths = field(default_factory=Lengths)
+    """Whether horizon and truncation are fixed, or the most of a schedule."""
     n_tasks: int = 8
     """Trajectories unrolled side by side."""
+    stagger: int = 1
+    """Batches that the tasks are split into, evenly spread over the horizon: an outer step then sees windows from all
+    parts of a trajectory."""
     outer_steps: int = 1000
     """Updates of the rule's weights."""
     outer_lr: float = 0.003
@@ -58,7 +71,7 @@ class TrainConfig:
     clip: float | None = 1.0
     """Largest norm of the meta-gradient; None for no clipping."""
     divergence: float = 1e4
-    """A trajectory whose loss exceeds this many times its first one counts as diverged."""
+    """A trajectory whose loss exceeds this many times its first one is left out."""
     validate_every: int = 100
     """Outer steps between validations on the fixed outer_valid problems."""
     valid_tasks: int = 64
@@ -80,6 +93,7 @@ class TrainConfig:
             "horizon",
             "truncation",
             "n_tasks",
+            "stagger",
             "outer_steps",
             "validate_every",
             "valid_tasks",
@@ -102,15 +116,34 @@ class TrainConfig:
             raise ValueError(f"estimator is one of {names} and order 1 or 2, got {self.estimator!r} and {self.order!r}")
         if self.truncation > self.horizon:
             raise ValueError(f"truncation ({self.truncation}) must not exceed horizon ({self.horizon})")
+        if self.stagger > self.n_tasks:
+            raise ValueError(f"stagger ({self.stagger}) must not exceed n_tasks ({self.n_tasks})")
+        for most, least in (("horizon", self.lengths.min_horizon), ("truncation", self.lengths.min_truncation)):
+            if least is not None and least > getattr(self, most):
+                raise ValueError(f"min_{most} ({least}) must not exceed {most} ({getattr(self, most)})")
+        self._check_estimator()
+
+    def _check_estimator(self) -> None:
         if self.estimator == "recorded" and self.order == 2:
             raise ValueError("recorded gradients are first-order; use --order 1 or --estimator truncated")
+        if self.record_dtype not in (None, *get_args(RecordDtype)):
+            raise ValueError(f"record_dtype is one of {get_args(RecordDtype)}, got {self.record_dtype!r}")
+        if self.record_dtype is not None and not self._is_recorded:
+            raise ValueError("record_dtype is for recorded gradients; use --estimator recorded")
+        if self.checkpoint_steps is not None and not isinstance(self.build_estimator(), Truncated):
+            raise ValueError("checkpoint_steps is for autograd through the window; use --estimator truncated")
+
+    @property
+    def _is_recorded(self) -> bool:
+        return self.estimator == "recorded" or (self.estimator == "auto" and self.order == 1)
 
     def build_estimator(self) -> Estimator:
         """Return the meta-gradient estimator."""
         if self.estimator in _EVOLUTION_STRATEGIES:
             return _EVOLUTION_STRATEGIES[self.estimator](self.sigma)
-        recorded = self.estimator == "recorded" or (self.estimator == "auto" and self.order == 1)
-        return Recorded() if recorded else Truncated(self.order)
+        if self._is_recorded:
+            return Recorded(None if self.record_dtype is None else getattr(torch, self.record_dtype))
+        return Truncated(self.order, self.checkpoint_steps)
 
     def build_rule(self, generator) -> UpdateRule:
         """Return the rule with fresh weights, or with those of `start_from`.
@@ -167,6 +200,7 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
         "task": {"name": task_name, **dataclasses.asdict(config.task)},  # pyright: ignore
         "rule": {"name": config_name(config.rule), **dataclasses.asdict(config.rule)},
         "meta_loss": dataclasses.asdict(config.meta_loss),
+        "lengths": dataclasses.asdict(config.lengths),
     }
 
 
@@ -182,7 +216,8 @@ def from_json(values: dict[str, Any]) -> TrainConfig:
         task = family(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("task").items()})
         rule = build_rule(values["rule"].pop("name"), values.pop("rule")).config
         meta_loss = MetaLoss(**values.pop("meta_loss"))
-        return TrainConfig(task=task, rule=rule, meta_loss=meta_loss, **values)
+        lengths = Lengths(**values.pop("lengths", {}))
+        return TrainConfig(task=task, rule=rule, meta_loss=meta_loss, lengths=lengths, **values)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a training configuration of this version of l2o: {error!r}") from error
 

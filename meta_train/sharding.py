@@ -33,10 +33,10 @@ class Sharded(TaskFamily):
     Args:
         family: draws for all tasks; must draw from the given generators alone.
         n_tasks: on all ranks together.
-        part: which of them are this rank's.
+        part: which of them are meant: a rank's share, or the indices of some.
     """
 
-    def __init__(self, family: TaskFamily, n_tasks: int, part: slice):
+    def __init__(self, family: TaskFamily, n_tasks: int, part: slice | Tensor):
         self.family, self.n_tasks, self.part = family, n_tasks, part
         self.vectorized = family.vectorized
         self.all_tasks: Data = {}
@@ -84,16 +84,25 @@ def join(pieces: Sequence[Tensor], sizes: Sequence[int], widths: Sequence[int] |
     return _hide(torch.cat(exposed, _axis(widths)), widths)
 
 
-def cut(tensor: Tensor, n_tasks: int, part: slice, widths: Sequence[int] | None = None) -> Tensor:
-    """Return what belongs to some of n_tasks tasks; arguments as for `join`.
+def cut(tensor: Tensor, n_tasks: int, part: slice | Tensor, widths: Sequence[int] | None = None) -> Tensor:
+    """Return what belongs to some of n_tasks tasks, a slice or indices; arguments as for `join`.
 
     Raises:
         ValueError, RuntimeError: if the tensor is not one of n_tasks tasks with these widths.
     """
-    if tensor.dim() == 0 or part == slice(0, n_tasks):
+    if tensor.dim() == 0 or (isinstance(part, slice) and part == slice(0, n_tasks)):
         return tensor
     exposed = _expose(tensor, n_tasks, widths)
     return _hide(exposed.movedim(_axis(widths), 0)[part].movedim(0, _axis(widths)), widths)
+
+
+def paste(tensor: Tensor, piece: Tensor, indices: Tensor, widths: Sequence[int] | None = None) -> Tensor:
+    """Return the tensor with the tasks of these indices replaced by those of the piece; scalars are the piece's."""
+    if tensor.dim() == 0:
+        return piece
+    n_tasks = tensor.shape[0] if widths is None else tensor.shape[-1] // sum(widths)
+    exposed, fresh = _expose(tensor, n_tasks, widths), _expose(piece, len(indices), widths)
+    return _hide(exposed.index_copy(_axis(widths), indices, fresh), widths)
 
 
 def _axis(widths: Any) -> int:

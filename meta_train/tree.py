@@ -1,5 +1,6 @@
 """Nested dicts and NamedTuples of tensors as one flat dict of names, which is what safetensors can hold."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -31,6 +32,18 @@ def rebuild_tree(template: Any, flat: dict[str, Tensor], prefix: str) -> Any:
         return flat[prefix]
     branches = {name: rebuild_tree(branch, flat, f"{prefix}/{name}") for name, branch in _branches(template).items()}
     return branches if isinstance(template, dict) else type(template)(**branches)
+
+
+def map_tree(function: Callable[..., Tensor], tree: Any, prefix: str, *others: Any) -> Any:
+    """Return a tree of function(path, tensor, …), applied to a tree and others of its form."""
+    if isinstance(tree, Tensor):
+        return function(prefix, tree, *others)
+    rest = [_branches(other) for other in others]
+    branches = {
+        name: map_tree(function, branch, f"{prefix}/{name}", *(other[name] for other in rest))
+        for name, branch in _branches(tree).items()
+    }
+    return branches if isinstance(tree, dict) else type(tree)(**branches)
 
 
 def _branches(tree: Any) -> dict[str, Any]:

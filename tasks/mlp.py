@@ -92,7 +92,9 @@ class MLP(TaskFamily):
         """Return inputs (n_tasks, batch_size, n_pixels) in [0, 1] and targets (n_tasks, batch_size), int64."""
         return self.sample_share(tasks, n_tasks, split, generator, slice(None))
 
-    def sample_share(self, tasks: Data, n_tasks: int, split: Split, generator: torch.Generator, part: slice) -> Data:
+    def sample_share(
+        self, tasks: Data, n_tasks: int, split: Split, generator: torch.Generator, part: slice | Tensor
+    ) -> Data:
         """See `TaskFamily.sample_share`."""
         batch = self.data.draw(split, n_tasks, self.batch_size, generator, part)
         return {"inputs": batch["inputs"].flatten(2), "targets": batch["targets"]}

@@ -93,7 +93,9 @@ class ModuleTask(TaskFamily):
         """Return inputs and targets, (n_tasks, batch_size, …), in the dtypes they were given in."""
         return self.data.draw(split, n_tasks, self.batch_size, generator)
 
-    def sample_share(self, tasks: Data, n_tasks: int, split: Split, generator: torch.Generator, part: slice) -> Data:
+    def sample_share(
+        self, tasks: Data, n_tasks: int, split: Split, generator: torch.Generator, part: slice | Tensor
+    ) -> Data:
         """See `TaskFamily.sample_share`."""
         return self.data.draw(split, n_tasks, self.batch_size, generator, part)
 

@@ -44,7 +44,9 @@ class TaskFamily(ABC):
         """Return one minibatch per task from a split, leading task axis; empty if the loss needs no sampled data."""
         return {}
 
-    def sample_share(self, tasks: Data, n_tasks: int, split: Split, generator: torch.Generator, part: slice) -> Data:
+    def sample_share(
+        self, tasks: Data, n_tasks: int, split: Split, generator: torch.Generator, part: slice | Tensor
+    ) -> Data:
         """Return the minibatches of some of the tasks, after the same draws as `sample_batch` for all of them.
 
         Many ranks that share the tasks call it; worth overriding where a minibatch costs more than its random numbers.

@@ -62,7 +62,7 @@ class MetaGradient(NamedTuple):
     grads: dict[str, Tensor]
     """dL/dθ by the name of the rule's parameter."""
     losses: Tensor
-    """Inner losses at θ_s … θ_{s+K−1}, shape (K, n_tasks)."""
+    """Inner losses at θ_s … θ_{s+K−1} and, in the last row, f(θ_{s+K}) of the meta-loss; shape (K + 1, n_tasks)."""
     trajectories: Trajectories
     """Where the problems stand after the window, detached."""
 

@@ -118,8 +118,8 @@ def unroll_particles(
         theta: shape (N, C, …).
         trajectories: with params and states of shape (N, C, …).
 
-    Returns: weighted meta-loss of each particle, shape (N, C); inner losses, shape (K, N, C); the trajectories after
-        the window.
+    Returns: weighted meta-loss of each particle, shape (N, C); losses as in `MetaGradient`, shape (K + 1, N, C); the
+        trajectories after the window.
     """
     n_tasks, n_copies = next(iter(theta.values())).shape[:2]
     tasks, step = trajectories.tasks, trajectories.step
@@ -139,11 +139,12 @@ def unroll_particles(
         params, state = _apply(rule, theta, params, grads, losses, state, step + k)
         if own_batches or k == len(weights) - 1:
             meta.append(evaluate(params, meta_loss.split)[0])
-    meta = torch.stack(meta if own_batches else inner[1:] + meta).unflatten(1, (n_tasks, n_copies))
+    curve = torch.stack([*inner, meta[-1]]).unflatten(1, (n_tasks, n_copies))
+    meta = torch.stack(meta).unflatten(1, (n_tasks, n_copies)) if own_batches else curve[1:]
     total = torch.tensordot(weights.to(meta), meta, 1)
     params, state = (_map(lambda tensor: tensor.unflatten(0, (n_tasks, n_copies)), tree) for tree in (params, state))
     after = Trajectories(tasks, params, state, step + len(weights))
-    return total, torch.stack(inner).unflatten(1, (n_tasks, n_copies)), after
+    return total, curve, after
 
 
 def repeat(tensors: Any, copies: int) -> Any:

@@ -89,23 +89,24 @@ def roll(
 
     Returns: inner gradients g_s … g_{s+K−1} and meta-loss gradients ∇f(θ_{s+1}) … ∇f(θ_{s+K}), each (K, n) in the
         layout of `flatten` (the same memory, a step apart, unless the meta-loss has minibatches of its own); losses
-        (K, n_tasks); the trajectories after the window.
+        (K + 1, n_tasks), as in `MetaGradient`; the trajectories after the window.
     """
     own_batches = meta_loss.split != meta_loss.inner_split
     params = trajectories.params.values()
     shape, dtype = (length + 1, sum(p.numel() for p in params)), dtype or _precision(trajectories.params)
     inner = torch.empty(shape, dtype=dtype, device=next(iter(params)).device)
     meta = torch.empty_like(inner) if own_batches else inner
-    curve = []
+    curve: list[Tensor] = []
+    losses = torch.empty(0)
     for k in range(length):
         losses, grads = value_and_grad(family, trajectories, meta_loss.inner_split, generator)
         curve.append(losses)
         _write(grads, inner[k])
         trajectories = apply_rule(rule, trajectories, losses, grads, overwrite=True)
         if own_batches or k == length - 1:
-            _, grads = value_and_grad(family, trajectories, meta_loss.split, generator)
+            losses, grads = value_and_grad(family, trajectories, meta_loss.split, generator)
             _write(grads, meta[k + 1])
-    return inner[:-1], meta[1:], torch.stack(curve), trajectories
+    return inner[:-1], meta[1:], torch.stack([*curve, losses]), trajectories
 
 
 def _precision(params: Params) -> torch.dtype:

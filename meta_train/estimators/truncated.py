@@ -104,6 +104,8 @@ class Truncated(Estimator):
             if window.own_batches or k == len(weights) - 1:
                 losses, _ = value_and_grad(family, trajectories, meta_loss.split, generator, order=1)
                 total = total + weights[k] * losses.mean()
+            if k == len(weights) - 1:
+                curve.append(losses.detach())
         return total, curve, trajectories
 
 

@@ -11,6 +11,7 @@ from l2o.checkpoint import save_rule
 from l2o.rules import RULES, LSTMConfig, SGDConfig
 from meta_train.config import PRESETS, TrainConfig, config_name, from_json, to_json
 from meta_train.estimators import ES, NRES, PES, MetaLoss, Recorded, Truncated
+from meta_train.lengths import Lengths
 from tasks import MLP, ModuleTask, Quadratic
 
 
@@ -42,6 +43,9 @@ def test_json_gives_back_options_that_are_not_defaults():
         clip=None,
         order=2,
         estimator="truncated",
+        checkpoint_steps=3,
+        lengths=Lengths("growing", 7, 5),
+        stagger=2,
         outer_lr=1e-3 / 3,
         seed=-(2**63),
     )

@@ -166,7 +166,7 @@ def test_sgd_on_a_one_dimensional_quadratic_equals_its_closed_form(weighting, fl
         result = estimator.estimate(rule, family, trajectories, meta_loss, weights, seeded())
         expected = (weights[:, None] * derivatives).sum(0).mean()
         torch.testing.assert_close(result.grads["log_lr"], expected, rtol=1e-12, atol=0)
-        losses = error**2 * ratio ** (2 * (k - 1))
+        losses = error**2 * ratio ** (2 * torch.arange(steps + 1)[:, None])
         torch.testing.assert_close(result.losses, losses, rtol=1e-11, atol=1e-14)
 
 

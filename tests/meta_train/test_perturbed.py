@@ -250,8 +250,9 @@ def run_window(rule, family, trajectories, meta_loss, weights, generator):
             total = total + weights[k - 1] * losses
         trajectories = apply_rule(rule, trajectories, losses, grads)
         if own or k == len(weights) - 1:
-            total = total + weight * value_and_grad(family, trajectories, meta_loss.split, generator)[0]
-    return total, torch.stack(curve), trajectories
+            last = value_and_grad(family, trajectories, meta_loss.split, generator)[0]
+            total = total + weight * last
+    return total, torch.stack([*curve, last]), trajectories
 
 
 def assert_equals_plain_loop(name, rule, family, meta_loss):
@@ -392,7 +393,7 @@ def test_estimates_have_the_form_of_the_weights_and_no_graph(strategy, dtype, ge
     result = strategy(0.1).estimate(rule, family, trajectories, MEAN, torch.ones(2) / 2, generator)
     for name, parameter in rule.named_parameters():
         assert result.grads[name].shape == parameter.shape and result.grads[name].dtype == parameter.dtype
-    assert result.losses.shape == (2, 4) and result.trajectories.params["theta"].shape[0] == 4
+    assert result.losses.shape == (3, 4) and result.trajectories.params["theta"].shape[0] == 4
     assert not any(tensor.requires_grad for tensor in (*result.grads.values(), *result.trajectories.params.values()))
 
 
