@@ -1,21 +1,20 @@
-"""What a training run is: frozen dataclasses, the presets of the command line, and their JSON form."""
+"""What a training run is: a frozen dataclass, and the presets of the command line."""
 
-import dataclasses
 import functools
+import inspect
 import operator
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
 import tyro
 
-from l2o.checkpoint import build_rule, load_rule
+from l2o.checkpoint import load_rule
 from l2o.rule import UpdateRule
 from l2o.rules import RULES, LSTMConfig
 from meta_train.estimators import ES, NRES, PES, Estimator, MetaLoss, Recorded, Truncated
 from meta_train.lengths import Lengths
-from tasks import MLP, TASKS, Quadratic
+from tasks import MLP, Quadratic
 from tasks.task import TaskFamily
 
 RuleConfig = functools.reduce(
@@ -149,15 +148,19 @@ class TrainConfig:
         """Return the rule with fresh weights, or with those of `start_from`.
 
         Raises:
-            ValueError: if `start_from` cannot be loaded or holds a rule of another kind or config.
+            ValueError: if `start_from` cannot be loaded or holds a rule of another kind or config, or if the config's
+                type is not in `RULES`.
         """
         if self.start_from is not None:
             rule = load_rule(self.start_from)
             if rule.config != self.rule:
                 raise ValueError(f"{self.start_from} holds a rule with {rule.config}; this run asks for {self.rule}")
             return rule
-        name = config_name(self.rule)
-        return RULES[name][0](self.rule, generator) if name == "lstm" else RULES[name][0](self.rule)
+        make = next((make for make, config_type in RULES.values() if type(self.rule) is config_type), None)
+        if make is None:
+            raise ValueError(f"{type(self.rule).__name__} has no name in l2o.rules.RULES, which lists {sorted(RULES)}")
+        # A rule that starts from random weights takes a generator.
+        return make(self.rule, generator) if "generator" in inspect.signature(make).parameters else make(self.rule)
 
 
 _CLASSIFIER_LSTM = LSTMConfig(p=10.0, scale=0.1, forget_bias=1.0)
@@ -176,54 +179,3 @@ PRESETS: dict[str, TrainConfig] = {
     "digits": TrainConfig(MLP("digits"), _CLASSIFIER_LSTM, n_tasks=4, outer_steps=800, outer_lr=0.005, valid_tasks=32),
 }
 """Starting points of `l2o train`; every field can be overridden."""
-
-
-def config_name(rule_config: Any) -> str:
-    """Return the name in `RULES` of a rule's config.
-
-    Raises:
-        ValueError: if it has none.
-    """
-    return _name(rule_config, {name: config_type for name, (_, config_type) in RULES.items()}, "l2o.rules.RULES")
-
-
-def to_json(config: TrainConfig) -> dict[str, Any]:
-    """Return the config as JSON-able dictionaries; `from_json` is its inverse.
-
-    Raises:
-        ValueError: if the task family or the rule has no name.
-    """
-    task_name = _name(config.task, TASKS, "tasks.TASKS")
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return values | {
-        # Every family in TASKS is a dataclass, which the base class cannot say.
-        "task": {"name": task_name, **dataclasses.asdict(config.task)},  # pyright: ignore
-        "rule": {"name": config_name(config.rule), **dataclasses.asdict(config.rule)},
-        "meta_loss": dataclasses.asdict(config.meta_loss),
-        "lengths": dataclasses.asdict(config.lengths),
-    }
-
-
-def from_json(values: dict[str, Any]) -> TrainConfig:
-    """Rebuild a config that `to_json` wrote.
-
-    Raises:
-        ValueError: if a name or an option is unknown or out of range.
-    """
-    try:
-        values = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
-        family = TASKS[values["task"].pop("name")]
-        task = family(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("task").items()})
-        rule = build_rule(values["rule"].pop("name"), values.pop("rule")).config
-        meta_loss = MetaLoss(**values.pop("meta_loss"))
-        lengths = Lengths(**values.pop("lengths", {}))
-        return TrainConfig(task=task, rule=rule, meta_loss=meta_loss, lengths=lengths, **values)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a training configuration of this version of l2o: {error!r}") from error
-
-
-def _name(value: object, types: Mapping[str, type], table: str) -> str:
-    for name, known in types.items():
-        if type(value) is known:
-            return name
-    raise ValueError(f"{type(value).__name__} has no name in {table}, which lists {sorted(types)}; add it there")

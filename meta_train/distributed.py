@@ -28,9 +28,6 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from meta_train.config import TrainConfig, from_json, to_json
-from meta_train.run_directory import RunDirectory
-
 DeviceName = Literal["cpu", "cuda"]
 
 _TIMEOUT = timedelta(minutes=10)
@@ -157,56 +154,15 @@ def default_threads() -> int | None:
     return max(1, cores // _environment("LOCAL_WORLD_SIZE"))
 
 
-def create_run(ranks: Ranks, path: Path | None, default: Path, config: TrainConfig) -> RunDirectory:
-    """Make the run directory on rank 0; after a restart by torchrun, continue the one made before it.
-
-    Args:
-        path: of the run; under torchrun it must be given, so that a restart finds it.
-        default: taken where path is None.
-
-    Raises:
-        ValueError: if path is None under torchrun.
-        FileExistsError: if there is a run already, unless it is this one before the restart.
-    """
-    if path is None and under_torchrun():
-        raise ValueError("under torchrun, name the run directory with --out: a restarted run must find it again")
-
-    def make() -> RunDirectory:
-        where = path or default
-        if not (where / "config.json").exists():
-            ranks.remember(where)
-        elif ranks.made_before_a_restart(where) and (found := RunDirectory.open(where)).config == config:
-            return found
-        return RunDirectory.create(where, config)
-
-    return _same_run(ranks, make)
-
-
-def open_run(ranks: Ranks, path: Path) -> RunDirectory:
-    """Open an existing run, which rank 0 alone reads.
-
-    Raises:
-        ValueError: if it is none.
-    """
-    return _same_run(ranks, lambda: RunDirectory.open(path))
-
-
-def _same_run(ranks: Ranks, on_main: Callable[[], RunDirectory]) -> RunDirectory:
-    run = on_main() if ranks.is_main else None
-    values = {"path": str(run.path), "config": to_json(run.config)} if run is not None else {}
-    values = ranks.scatter(lambda rank: Message(values)).values
-    return run or RunDirectory(Path(values["path"]), from_json(values["config"]))
-
-
 class Silence:
     """The progress of ranks which have nothing to say; see `tracking.Progress`."""
 
     window: list[float] = []
 
-    def outer_step(self, outer_step: int, loss: float, inner_steps: int, skipped: int) -> None:
+    def outer_step(self, outer_step: int, loss: float, inner_steps: int, diverged: int) -> None:
         """Say nothing."""
 
-    def validation(self, outer_step: int, sum_loss: float, final_loss: float, best: float) -> None:
+    def validation(self, outer_step: int, results: dict[str, float], best: float) -> None:
         """Say nothing."""
 
     def close(self) -> None:

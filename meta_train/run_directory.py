@@ -1,21 +1,31 @@
 """A run on disk: config.json, env.json, metrics.jsonl, checkpoints/{last,best}, state.safetensors to resume from."""
 
+import contextlib
 import json
 import math
 import os
 import platform
+import shutil
 import subprocess
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from meta_train.config import TrainConfig, from_json, to_json
+from meta_train.config import TrainConfig
+from meta_train.config_json import from_json, to_json
+from meta_train.lock import LOCK_NAME
+from tasks.task import TaskFamily
+
+_DECISIVE = {"torch": ("packages", "torch"), "CPU": ("machine", "cpu"), "threads": ("threads",), "ranks": ("ranks",)}
+"""Where `describe_environment` has what a resumed run must find as it was, to go on bit for bit."""
 
 
 class RunDirectory:
@@ -35,33 +45,60 @@ class RunDirectory:
     def create(cls, path: Path, config: TrainConfig) -> "RunDirectory":
         """Make a fresh run directory."""
         if any((path / name).exists() for name in ("config.json", "state.safetensors", "checkpoints")):
-            raise FileExistsError(
-                f"{path} already holds a run; continue it with l2o resume {path}, or choose another --out"
-            )
+            how = cls(path, config).continuation
+            raise FileExistsError(f"{path} already holds a run; continue it with {how}, or choose another --out")
         path.mkdir(parents=True, exist_ok=True)
         _write_atomically(path / "env.json", json.dumps(describe_environment(), indent=2) + "\n")
         _write_atomically(path / "config.json", json.dumps(to_json(config), indent=2) + "\n")
         return cls(path, config)
 
     @classmethod
-    def open(cls, path: Path) -> "RunDirectory":
-        """Open an existing run to continue it."""
+    def open(cls, path: Path, task: TaskFamily | None = None) -> "RunDirectory":
+        """Open an existing run to continue it; task families made in Python must be given again."""
         try:
             values = json.loads((path / "config.json").read_text())
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} is not a run directory: config.json cannot be read ({error})") from error
-        return cls(path, from_json(values))
+        return cls(path, from_json(values, task))
+
+    @property
+    def continuation(self) -> str:
+        """How the run is continued."""
+        made_in_python = "python" in to_json(self.config)["task"]
+        return "the same call of meta_train.api.train" if made_in_python else f"l2o resume {self.path}"
+
+    @property
+    def has_state(self) -> bool:
+        """Whether there is something to resume from."""
+        return self._state.exists()
+
+    def discard_unless_checkpointed(self) -> None:
+        """Remove a run that came to nothing, so that its directory is free again; files of others stay."""
+        if self.has_state or any((self.checkpoints / name).exists() for name in ("best", "last")):
+            return
+        shutil.rmtree(self.checkpoints, ignore_errors=True)  # what was cut short
+        for name in ("config.json", "env.json", self._metrics.name, LOCK_NAME):
+            (self.path / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty
+            self.path.rmdir()
+
+    def environment(self) -> dict[str, Any]:
+        """Return what `describe_environment` said when the run was made; empty if env.json cannot be read."""
+        try:
+            values = json.loads((self.path / "env.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return values if isinstance(values, dict) else {}
 
     def save_state(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
         """Write everything that the next outer step depends on, atomically."""
-        fresh = self._state.with_suffix(".new")
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        save_file(tensors, fresh, metadata={"counters": json.dumps(counters)})
-        os.replace(fresh, self._state)
+        with _replacing(self._state) as fresh:
+            save_file(tensors, fresh, metadata={"counters": json.dumps(counters)})
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return what `save_state` wrote, or None before the first checkpoint."""
-        if not self._state.exists():
+        if not self.has_state:
             return None
         try:
             with safe_open(self._state, "pt") as file:
@@ -98,7 +135,24 @@ def describe_environment() -> dict[str, Any]:
         "packages": {name: metadata.version(name) for name in ("torch", "numpy", "safetensors")},
         "machine": {"system": platform.platform(), "cpu": _cpu_name(), "cores": os.cpu_count()},
         "threads": torch.get_num_threads(),
+        "ranks": dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1,
     }
+
+
+def changes_since(then: dict[str, Any]) -> list[str]:
+    """Return what is no longer as `describe_environment` once said, of all that decides the last bits of a result."""
+    now, changes = describe_environment(), []
+    for name, path in _DECISIVE.items():
+        before, after = _look_up(then, path), _look_up(now, path)
+        if before is not None and before != after:
+            changes.append(f"{name} {before} (now {after})")
+    return changes
+
+
+def _look_up(values: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values
 
 
 def _commit() -> str | None:
@@ -119,6 +173,18 @@ def _cpu_name() -> str:
 
 
 def _write_atomically(path: Path, text: str) -> None:
+    with _replacing(path) as fresh:
+        fresh.write_text(text)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a name to write to, which takes the place of `path` if all went well, and is removed if not."""
     fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text)
-    os.replace(fresh, path)
+    try:
+        yield fresh
+        os.replace(fresh, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from meta_train.config import to_json
+from meta_train.config_json import to_json
 from meta_train.run_directory import RunDirectory
 
 WandbMode = Literal["auto", "online", "offline", "off"]
@@ -32,16 +32,27 @@ class Progress:
         self.run, self.log_every = run, log_every
         self.total = run.config.outer_steps
         self.bar: tqdm | None = None
-        self.wandb = start_wandb(run, wandb_mode)
+        choose_wandb(wandb_mode)  # what is wrong with it is said before anything is computed
+        self.wandb = None
+        self._wandb_mode: WandbMode = wandb_mode
         self.window: list[float] = []
         """Losses since the last record; part of the checkpoint, so that a resumed run records the same means."""
         self._inner_steps, self._since = 0, time.perf_counter()
         self._line_time, self._begun = 0.0, None
         self._validation = ""
 
-    def outer_step(self, outer_step: int, loss: float, inner_steps: int, skipped: int) -> None:
-        """Note one outer step: mean loss of its window (NaN if skipped) and inner steps made, over all tasks."""
+    def outer_step(self, outer_step: int, loss: float, inner_steps: int, diverged: int) -> None:
+        """Note one outer step.
+
+        Args:
+            loss: mean over living tasks of the window's inner losses; NaN if the window could not be used.
+            inner_steps: made, over all tasks.
+            diverged: trajectories lost so far.
+        """
         if self._begun is None:
+            now = time.perf_counter()
+            self.wandb = start_wandb(self.run, self._wandb_mode)  # a run that fails to start leaves no trace there
+            self._since += time.perf_counter() - now
             self._begun = (outer_step - 1, time.perf_counter())
             if sys.stderr.isatty():
                 self.bar = tqdm(total=self.total, initial=outer_step - 1, unit="outer step", dynamic_ncols=True)
@@ -50,12 +61,12 @@ class Progress:
         if self.bar is not None:
             self.bar.update()
         if outer_step % self.log_every == 0 or outer_step == self.total:
-            self._flush(outer_step, skipped)
+            self._flush(outer_step, diverged)
 
-    def validation(self, outer_step: int, sum_loss: float, final_loss: float, best: float) -> None:
-        """Note a validation: mean over problems of the sum of losses and of the last loss."""
-        self._validation = f"validation {sum_loss:.4g} (best {best:.4g})"
-        self._record({"outer_step": outer_step, "valid/sum_loss": sum_loss, "valid/final_loss": final_loss})
+    def validation(self, outer_step: int, results: dict[str, float], best: float) -> None:
+        """Note a validation: means over problems, of which "meta_loss" decides, and the best of these so far."""
+        self._validation = f"validation {results['meta_loss']:.4g} (best {best:.4g})"
+        self._record({"outer_step": outer_step} | {f"valid/{name}": value for name, value in results.items()})
         if self.bar is not None:
             self.bar.set_postfix_str(self._validation)
 
@@ -66,16 +77,18 @@ class Progress:
         if self.wandb is not None:
             self.wandb.finish()
 
-    def _flush(self, outer_step: int, skipped: int) -> None:
+    def _flush(self, outer_step: int, diverged: int) -> None:
         now = time.perf_counter()
         usable = [loss for loss in self.window if math.isfinite(loss)]
         loss = sum(usable) / len(usable) if usable else math.nan
         rate = self._inner_steps / (now - self._since)
         self._record({
-            "outer_step": outer_step, "train/loss": loss, "inner_steps_per_s": round(rate, 1), "skipped": skipped,
+            "outer_step": outer_step, "train/loss": loss, "inner_steps_per_s": round(rate, 1), "diverged": diverged,
         })  # fmt: skip
         self.window, self._inner_steps, self._since = [], 0, now
-        status = f"loss {loss:.4g}, {rate:,.0f} inner steps/s" + (f", {skipped} windows skipped" if skipped else "")
+        status = f"loss {loss:.4g}, {rate:,.0f} inner steps/s" + (
+            f", {diverged} trajectories diverged" if diverged else ""
+        )
         if self.bar is not None:
             self.bar.set_description_str(status)
         elif now - self._line_time > _LINE_SECONDS or outer_step == self.total:
@@ -96,11 +109,11 @@ class Progress:
             )
 
 
-def start_wandb(run: RunDirectory, mode: WandbMode):
-    """Return a W&B run for a run directory, or None when off or not installed.
+def choose_wandb(mode: WandbMode) -> Literal["online", "offline"] | None:
+    """Return what a mode means here and now; None is off, or wandb is not installed.
 
     Raises:
-        ValueError: if online is asked for, but wandb is not installed, nobody is logged in or no server answers.
+        ValueError: if online is asked for, but wandb is not installed or nobody is logged in.
     """
     if mode == "off" or os.environ.get("WANDB_MODE") == "disabled":
         return None
@@ -113,7 +126,21 @@ def start_wandb(run: RunDirectory, mode: WandbMode):
     logged_in = mode != "offline" and wandb.login(prompt=False, verify=False)
     if mode == "online" and not logged_in:
         raise ValueError("--wandb online needs a login: run `wandb login` once, or take --wandb offline")
-    if logged_in:
+    return "online" if logged_in else "offline"
+
+
+def start_wandb(run: RunDirectory, mode: WandbMode):
+    """Return a W&B run for a run directory, or None when off or not installed.
+
+    Raises:
+        ValueError: see `choose_wandb`; or if online is asked for, but no server answers.
+    """
+    chosen = choose_wandb(mode)
+    if chosen is None:
+        return None
+    import wandb
+
+    if chosen == "online":
         try:
             return _init_wandb(run, "online")
         except wandb.Error as error:

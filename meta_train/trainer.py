@@ -17,7 +17,7 @@ from torch import Tensor
 
 from l2o.checkpoint import save_rule
 from meta_train.batch import Batch, Contribution
-from meta_train.config import to_json
+from meta_train.config_json import to_json
 from meta_train.distributed import Message, Ranks, Silence
 from meta_train.run_directory import RunDirectory
 from meta_train.seeds import derive_seed

@@ -4,16 +4,14 @@ import dataclasses
 import json
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
+from importlib.metadata import version
 
 import pytest
 import torch
 
 from l2o.checkpoint import available, load_rule
 from l2o.rules import RULES, LSTMConfig, SGDConfig
-from meta_train import cli
+from meta_train import cli, commands
 from meta_train.config import PRESETS, TrainConfig
 from meta_train.estimators import MetaLoss
 from meta_train.protocols import PROTOCOLS
@@ -127,10 +125,18 @@ def test_resume_of_a_finished_run_says_where_its_checkpoint_is(l2o):
     assert status == 0 and "outer_steps 4" in output and "run/checkpoints/best" in output
 
 
-def test_a_run_without_a_finite_validation_names_the_checkpoint_that_exists(l2o):
-    status, output, _ = l2o("train", "quadratic", *TINY, "--out", "run", "rule:sgd", "--rule.lr", "1e9")
-    assert status == 0
-    assert "skipped_windows 4" in output and "run/checkpoints/last" in output
+def test_a_config_written_by_train_trains_again_from_its_directory_alone(l2o, tmp_path):
+    """A run that was killed before its first checkpoint has only config.json."""
+    l2o("train", "quadratic", *TINY, "--out", "run", *RULE)
+    shutil.copytree(tmp_path / "run", tmp_path / "again", ignore=shutil.ignore_patterns("state*", "checkpoints"))
+    assert l2o("resume", "again", "--wandb", "off")[0] == 0
+    weights = "checkpoints/last/rule.safetensors"
+    assert (tmp_path / "run" / weights).read_bytes() == (tmp_path / "again" / weights).read_bytes()
+    assert len((tmp_path / "again/metrics.jsonl").read_text().splitlines()) == 3
+    assert RunDirectory.open(tmp_path / "again").config == dataclasses.replace(
+        RunDirectory.open(tmp_path / "run").config, rule=dataclasses.replace(PRESETS["quadratic"].rule, hidden_size=4)
+    )
+    assert isinstance(PRESETS["quadratic"].rule, LSTMConfig) and isinstance(PRESETS["quadratic"].task, Quadratic)
 
 
 def test_threads_are_set(l2o):
@@ -142,7 +148,62 @@ def test_threads_are_set(l2o):
         torch.set_num_threads(before)
 
 
-# --- what does not ---
+def test_resume_takes_the_threads_the_run_began_with(l2o, tmp_path):
+    before = torch.get_num_threads()
+    try:
+        l2o("train", "quadratic", *TINY, "--out", "run", "--threads", "2", "rule:sgd")
+        torch.set_num_threads(1)
+        assert l2o("resume", "run", "--wandb", "off")[::2] == (0, "")
+        assert torch.get_num_threads() == 2
+        status, _, errors = l2o("resume", "run", "--wandb", "off", "--threads", "1")
+        assert (status, errors) == (0, "l2o: other last bits than without the interruption: threads 2 (now 1)\n")
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_resume_on_another_number_of_ranks_leaves_the_threads_to_torch(l2o, tmp_path):
+    l2o("train", "quadratic", *TINY, "--out", "run", "rule:sgd")
+    before, path = torch.get_num_threads(), tmp_path / "run/env.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"threads": before + 1, "ranks": 2}))
+    status, _, errors = l2o("resume", "run", "--wandb", "off")
+    assert status == 0 and torch.get_num_threads() == before
+    assert errors.endswith(f": threads {before + 1} (now {before}), ranks 2 (now 1)\n")
+
+
+def test_resume_with_another_torch_on_another_machine_says_so_in_one_line(l2o, tmp_path):
+    l2o("train", "quadratic", *TINY, "--out", "run", "rule:sgd")
+    path = tmp_path / "run/env.json"
+    environment = json.loads(path.read_text())
+    environment["packages"]["torch"], environment["machine"]["cpu"] = "1.0", "abacus"
+    path.write_text(json.dumps(environment))
+    status, _, errors = l2o("resume", "run", "--wandb", "off")
+    assert status == 0
+    assert re.fullmatch(r"l2o: other last bits .*: torch 1\.0 \(now 2\..*\), CPU abacus \(now .*\)\n", errors)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "directory"),
+    [
+        ((), "results/quadratic"),
+        (("--checkpoint", "lstm-quadratic"), r"runs/benchmark-quadratic-\d{8}-\d{6}"),
+        (("--checkpoint", "lstm-quadratic", "--out", "mine"), "mine"),
+    ],
+    ids=str,
+)
+def test_a_benchmark_of_other_checkpoints_does_not_overwrite_the_results(arguments, directory, l2o, monkeypatch):
+    written = []
+    monkeypatch.setattr(commands, "run_benchmark", lambda protocol, checkpoint, out, command: written.append(out))
+    monkeypatch.setattr(commands, "write_report", lambda out: "table")
+    status, output, _ = l2o("benchmark", "quadratic", *arguments)
+    assert status == 0 and re.fullmatch(directory, str(written[0])) and str(written[0]) in output
+
+
+def test_version_is_that_of_the_package(l2o):
+    assert l2o("--version") == (0, f"l2o {version('l2o')}\n", "")
+
+
+# --- what does not; failures of runs and files are in test_cli_failures.py ---
 
 WRONG = {
     "negative count": (("--horizon", "-3"), "horizon must be an integer of at least 1, got -3"),
@@ -168,9 +229,37 @@ WRONG = {
     "dimension": (("--task.dim", "0"), "dim must be at least 1, got 0"),
     "unknown wandb mode": (("--wandb", "maybe"), "--wandb"),
     "unknown rule": (("rule:magic",), "rule:magic"),
+    "nan dimension": (("--task.dim", "nan"), "--task.dim.*'nan'"),
     "rule's lr": (("rule:sgd", "--rule.lr", "-1"), "lr must be positive and finite, got -1.0"),
     "hidden size": (("rule:lstm", "--rule.hidden-size", "0"), "hidden_size and layers must be at least 1"),
 }
+
+
+ONE_LINE = (
+    "negative count", "zero count", "truncation > horizon", "order 2 recorded", "clip 0", "nan lr", "final lr",
+    "huge seed", "no threads", "dimension", "rule's lr", "hidden size",
+)  # fmt: skip
+"""Values of the right type that a configuration refuses: no frame around the message."""
+
+
+@pytest.mark.parametrize("case", ONE_LINE)
+def test_a_refused_value_is_one_line_without_a_frame(case, l2o):
+    options, message = WRONG[case]
+    status, output, errors = l2o("train", "quadratic", *TINY, *options)
+    assert (status, output) == (2, "")
+    assert re.fullmatch(f"l2o: [^│╭]*{message}[^│╭]*\n", errors), errors
+
+
+def test_a_refused_value_is_one_line_for_every_preset(l2o):
+    assert l2o("train", "mnist", "--task.hidden", "0")[2] == (
+        "l2o: hidden must be a tuple of sizes of at least 1, such as (20,), got (0,)\n"
+    )
+    assert l2o("train", "mnist", "--horizon", "5", "--truncation", "20")[2] == (
+        "l2o: truncation (20) must not exceed horizon (5)\n"
+    )
+    assert l2o("train", "quadratic", "rule:adam", "--rule.lr", "-1")[2] == (
+        "l2o: lr must be positive and finite, got -1.0\n"
+    )
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -179,7 +268,7 @@ def test_wrong_values_get_a_short_message_status_2_and_no_run_directory(case, l2
     status, _, errors = l2o("train", "quadratic", *TINY, "--out", "run", *options)
     assert status == 2
     assert re.search(message, plain(errors)), errors
-    assert "Traceback" not in errors and len(errors.splitlines()) <= 15
+    assert "Traceback" not in errors and "dummy" not in errors and len(errors.splitlines()) <= 15
     assert not (tmp_path / "run").exists()
 
 
@@ -206,103 +295,6 @@ def test_wrong_commands_get_a_short_message_and_status_2(arguments, message, l2o
     assert status == 2
     assert re.search(message, plain(errors)), errors
     assert "Traceback" not in output + errors and len(errors.splitlines()) <= 20
-
-
-def test_train_refuses_a_directory_that_holds_a_run_and_leaves_it_alone(l2o, tmp_path):
-    l2o("train", "quadratic", *TINY, "--out", "run", "rule:sgd")
-    before = (tmp_path / "run/state.safetensors").read_bytes()
-    status, _, errors = l2o("train", "quadratic", *TINY, "--out", "run", "rule:sgd")
-    assert (status, errors) == (
-        2, "l2o: run already holds a run; continue it with l2o resume run, or choose another --out\n",
-    )  # fmt: skip
-    assert (tmp_path / "run/state.safetensors").read_bytes() == before
-
-
-@pytest.mark.parametrize("out", ["file", "file/below", "/proc/nothing/run"])
-@pytest.mark.parametrize("command", ["train", "benchmark"])
-def test_directories_that_cannot_be_written_are_one_line(out, command, l2o, tmp_path):
-    (tmp_path / "file").write_text("mine")
-    l2o("train", "quadratic", *TINY, "--out", "run", "rule:sgd")
-    arguments = ("quadratic", *TINY) if command == "train" else ("quadratic", "--checkpoint", "run")
-    status, output, errors = l2o(command, *arguments, "--out", out)
-    assert (status, output) == (2, "")
-    (line,) = errors.splitlines()
-    assert line.startswith("l2o: ") and out.split("/")[0] in line
-    assert (tmp_path / "file").read_text() == "mine"
-
-
-@pytest.mark.parametrize("damage", ["config.json", "state.safetensors"])
-def test_resuming_a_damaged_run_is_one_line(damage, l2o, tmp_path):
-    l2o("train", "quadratic", *TINY, "--out", "run", *RULE)
-    path = tmp_path / "run" / damage
-    path.write_bytes(path.read_bytes()[:100])
-    status, _, errors = l2o("resume", "run", "--wandb", "off")
-    assert status == 2
-    (line,) = errors.splitlines()
-    assert damage in line
-
-
-def test_a_state_for_another_rule_is_one_line(l2o, tmp_path):
-    l2o("train", "quadratic", *TINY, "--out", "run", *RULE)
-    path = tmp_path / "run/config.json"
-    values = json.loads(path.read_text())
-    values["rule"]["hidden_size"] += 1
-    path.write_text(json.dumps(values))
-    status, _, errors = l2o("resume", "run", "--wandb", "off")
-    assert status == 2
-    (line,) = errors.splitlines()
-    assert "does not fit config.json" in line
-
-
-@pytest.mark.parametrize("content", [b"", b"garbage"], ids=["empty", "garbage"])
-def test_a_damaged_mnist_file_is_one_clear_line_and_the_run_can_go_on_once_it_is_mended(
-    content, l2o, tmp_path, monkeypatch
-):
-    folder = tmp_path / "data/mnist"
-    folder.mkdir(parents=True)
-    (folder / "train-images-idx3-ubyte.gz").write_bytes(content)
-    for name in ("train-labels-idx1-ubyte.gz", "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"):
-        (folder / name).write_bytes(b"")
-    monkeypatch.setenv("L2O_DATA", str(tmp_path / "data"))
-    options = [option for option in TINY if option not in ("--task.dim", "3")]
-    status, _, errors = l2o("train", "mnist", *options, "--out", "run", *RULE)
-    assert status == 2
-    (line,) = errors.splitlines()
-    assert re.match(r"l2o: .*/train-images-idx3-ubyte\.gz is damaged .* was not used: expected 9912422 bytes", line)
-    assert not (tmp_path / "run/state.safetensors").exists()
-    assert RunDirectory.open(tmp_path / "run").load_state() is None
-
-
-def test_the_module_is_a_program_whose_errors_leave_no_traceback(tmp_path):
-    """The same through a real process: nothing but the message on stderr, status 2."""
-    result = subprocess.run(
-        [sys.executable, "-m", "meta_train.cli", "resume", tmp_path],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True,
-    )  # fmt: skip
-    assert result.returncode == 2 and result.stdout == ""
-    assert result.stderr.startswith(f"l2o: {tmp_path} is not a run directory") and result.stderr.count("\n") == 1
-
-
-def test_an_interruption_outside_of_training_ends_with_130(l2o, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "write_report", interrupted)
-    assert l2o("report", "somewhere") == (130, "", "l2o: interrupted\n")
-
-
-def test_a_config_written_by_train_trains_again_from_its_directory_alone(l2o, tmp_path):
-    """A run that was killed before its first checkpoint has only config.json."""
-    l2o("train", "quadratic", *TINY, "--out", "run", *RULE)
-    shutil.copytree(tmp_path / "run", tmp_path / "again", ignore=shutil.ignore_patterns("state*", "checkpoints"))
-    assert l2o("resume", "again", "--wandb", "off")[0] == 0
-    weights = "checkpoints/last/rule.safetensors"
-    assert (tmp_path / "run" / weights).read_bytes() == (tmp_path / "again" / weights).read_bytes()
-    assert len((tmp_path / "again/metrics.jsonl").read_text().splitlines()) == 3
-    assert RunDirectory.open(tmp_path / "again").config == dataclasses.replace(
-        RunDirectory.open(tmp_path / "run").config, rule=dataclasses.replace(PRESETS["quadratic"].rule, hidden_size=4)
-    )
-    assert isinstance(PRESETS["quadratic"].rule, LSTMConfig) and isinstance(PRESETS["quadratic"].task, Quadratic)
 
 
 def test_report_without_a_directory_asks_for_one(capsys):

@@ -9,7 +9,8 @@ import torch
 
 from l2o.checkpoint import save_rule
 from l2o.rules import RULES, LSTMConfig, SGDConfig
-from meta_train.config import PRESETS, TrainConfig, config_name, from_json, to_json
+from meta_train.config import PRESETS, TrainConfig
+from meta_train.config_json import config_name, from_json, to_json
 from meta_train.estimators import ES, NRES, PES, MetaLoss, Recorded, Truncated
 from meta_train.lengths import Lengths
 from tasks import MLP, ModuleTask, Quadratic
@@ -152,12 +153,26 @@ def test_estimators_by_name_where_auto_takes_recorded_gradients_for_first_order_
     assert TrainConfig(Quadratic(), **options).build_estimator() == expected
 
 
-def test_a_family_or_a_rule_without_a_name_is_refused_with_the_place_to_add_it():
-    module_task = object.__new__(ModuleTask)
-    with pytest.raises(ValueError, match=r"ModuleTask has no name in tasks.TASKS, which lists .*quadratic.*add it"):
-        to_json(TrainConfig(module_task))
+def test_a_family_made_in_python_is_named_and_needed_again():
+    module_task, other = object.__new__(ModuleTask), object.__new__(Unnamed)
+    values = json.loads(json.dumps(to_json(TrainConfig(module_task))))
+    assert values["task"] == {"python": "tasks.module.ModuleTask"}
+    assert from_json(values, module_task).task is module_task
+    with pytest.raises(ValueError, match=r"are a tasks.module.ModuleTask made in Python: continue it there"):
+        from_json(values)
+    with pytest.raises(ValueError, match=r"are a tasks.module.ModuleTask, not a .*Unnamed"):
+        from_json(values, other)
+
+
+class Unnamed(ModuleTask):
+    """A family that no table lists."""
+
+
+def test_a_rule_without_a_name_is_refused_with_the_place_to_add_it():
     with pytest.raises(ValueError, match=r"object has no name in l2o.rules.RULES"):
         config_name(object())
+    with pytest.raises(ValueError, match=r"object has no name in l2o.rules.RULES"):
+        TrainConfig(Quadratic(), object()).build_rule(None)
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -19,10 +19,12 @@ import tasks
 from l2o.rules import AdamConfig, LSTMConfig, SGDConfig
 from meta_train import cli, scaling
 from meta_train.config import TrainConfig
-from meta_train.distributed import Ranks, Silence, default_threads, join_ranks, open_run
+from meta_train.distributed import Ranks, Silence, default_threads, join_ranks
 from meta_train.estimators import MetaLoss
+from meta_train.lengths import Lengths
 from meta_train.run_directory import RunDirectory
-from meta_train.sharding import Sharded, cut, join, share
+from meta_train.sharding import Sharded, cut, join, paste, share
+from meta_train.shared_run import open_run
 from meta_train.tracking import Progress
 from meta_train.trainer import Trainer
 from tasks import MLP, Quadratic
@@ -48,6 +50,19 @@ def test_join_puts_together_what_cut_took_apart(widths):
     pieces = [cut(whole, n_tasks, part, widths) for part in parts]
     assert torch.equal(join(pieces, [part.stop - part.start for part in parts], widths), whole)
     assert sum(piece.numel() for piece in pieces) == whole.numel()
+
+
+@pytest.mark.parametrize("widths", [None, (2, 3, 1)])
+def test_paste_replaces_the_tasks_of_the_indices_alone(widths):
+    generator = torch.Generator().manual_seed(0)
+    shape = (5, 4) if widths is None else (2, 5 * 6)
+    tensor, indices = torch.rand(shape, generator=generator), torch.tensor([0, 3])
+    others = torch.tensor([1, 2, 4])
+    piece = cut(tensor, 5, indices, widths) + 1
+    pasted = paste(tensor, piece, indices, widths)
+    assert torch.equal(cut(pasted, 5, indices, widths), piece)
+    assert torch.equal(cut(pasted, 5, others, widths), cut(tensor, 5, others, widths))
+    assert torch.equal(paste(torch.tensor(1), torch.tensor(2), indices, widths), torch.tensor(2))
 
 
 def test_a_cut_of_a_flat_axis_takes_the_coordinates_of_its_tasks_from_every_parameter():
@@ -110,7 +125,12 @@ OPTIONS = {
     "pes": {"estimator": "pes", "n_tasks": 3},
     "nres": {"estimator": "nres", "task": DIGITS},
     "exploding": {"task": Exploding(), "rule": SGDConfig(lr=0.02), "outer_steps": 30, "n_tasks": 3},
+    "exploding pes": {"task": Exploding(), "estimator": "pes", "rule": SGDConfig(lr=0.02), "outer_steps": 30},
+    "exploding lstm": {"divergence": 1.02, "outer_steps": 30, "n_tasks": 5, "outer_lr": 1e-4},
+    "staggered": {"n_tasks": 5, "stagger": 2, "outer_steps": 17},
+    "random lengths": {"lengths": Lengths("log-uniform", 3, 2), "n_tasks": 3},
 }
+IN_TURNS = ("uneven shares", "pes", "exploding lstm", "staggered", "random lengths")
 
 
 def train_all(root: str) -> None:
@@ -119,12 +139,12 @@ def train_all(root: str) -> None:
     with join_ranks() as ranks:
         for path in sorted(Path(root).glob("*/*")):
             torch.set_default_dtype(getattr(torch, path.parent.name))
-            run = open_run(ranks, path)
-            trainer = Trainer(run, Progress(run, "off") if ranks.is_main else Silence(), ranks)
-            if (path / "stop").exists():
-                stop_after_on(ranks, trainer, 7)
-            else:
-                trainer.train()
+            with open_run(ranks, path) as run:
+                trainer = Trainer(run, Progress(run, "off") if ranks.is_main else Silence(), ranks)
+                if (path / "stop").exists():
+                    stop_after_on(ranks, trainer, 7)
+                else:
+                    trainer.train()
             threads = json.dumps({"rank": ranks.rank, "threads": default_threads()})
             (path / f"rank{ranks.rank}").write_text(threads)
 
@@ -166,7 +186,7 @@ def one_and_two(tmp_path_factory) -> dict[str, tuple[Path, Path]]:
     patch = pytest.MonkeyPatch()
     patch.setitem(tasks.TASKS, "exploding", Exploding)
     configs = {f"float64/{name}": dataclasses.replace(BASE, **options) for name, options in OPTIONS.items()}
-    configs |= {f"float64/{name} in turns": configs[f"float64/{name}"] for name in ("uneven shares", "pes")}
+    configs |= {f"float64/{name} in turns": configs[f"float64/{name}"] for name in IN_TURNS}
     short = dataclasses.replace(BASE, outer_steps=40)
     configs |= {"float32/quadratic": short, "float32/mlp": dataclasses.replace(short, task=DIGITS)}
     try:
@@ -194,16 +214,17 @@ def states(paths: tuple[Path, Path]) -> tuple[tuple[dict[str, Tensor], dict], ..
     return tuple(RunDirectory(path, BASE).load_state() for path in paths)
 
 
-@pytest.mark.parametrize("name", [*OPTIONS, "uneven shares in turns", "pes in turns"])
+@pytest.mark.parametrize("name", [*OPTIONS, *(f"{name} in turns" for name in IN_TURNS)])
 def test_two_ranks_end_in_the_state_of_one_process(name, one_and_two):
     (one, counters), (two, others) = states(one_and_two[f"float64/{name}"])
     assert one.keys() == two.keys()
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-10, atol=1e-10, msg=lambda m, key=key: f"{key}: {m}")
-    assert (others["outer_step"], others["skipped"]) == (counters["outer_step"], counters["skipped"])
+    same = ("outer_step", "skipped", "diverged", "lengths")
+    assert [others[key] for key in same] == [counters[key] for key in same]
     assert others["best"] == pytest.approx(counters["best"], rel=1e-10)
-    if name == "exploding":
-        assert 3 < counters["skipped"] < 27
+    if name.startswith("exploding"):
+        assert counters["diverged"] > 3 and counters["skipped"] < counters["outer_step"] / 2
 
 
 @pytest.mark.parametrize("name", ["quadratic", "mlp"])
@@ -306,6 +327,20 @@ def test_sigterm_to_one_rank_or_to_torchrun_ends_with_a_checkpoint_that_resumes(
     assert_same_run(path, undisturbed)
 
 
+def test_a_run_of_many_ranks_is_locked_and_one_that_fails_to_start_can_be_repeated(tmp_path, capsys):
+    path = tmp_path / "run"
+    failed = torchrun(*TRAIN, "--n-tasks", "1", "--out", path, *RULE)  # a task for one rank only
+    assert "l2o: 2 ranks need a task each" in finish(failed, expected=1)[1]
+    assert not path.exists()
+
+    process = train(path)
+    wait_for_checkpoints(process, path, 1)
+    status, errors = l2o(capsys, "resume", path, "--wandb", "off")
+    assert status == 2 and f"l2o: {path} is in use by process {min(workers(process))} on " in errors
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+
+
 # --- what it costs ---
 
 
@@ -373,7 +408,7 @@ def test_under_torchrun_the_run_directory_must_have_a_name(under_torchrun, capsy
 
 def test_fewer_tasks_than_ranks_are_an_error(tmp_path):
     run = RunDirectory.create(tmp_path / "run", dataclasses.replace(BASE, n_tasks=1))
-    with pytest.raises(ValueError, match="2 ranks need a task each, but n_tasks is 1"):
+    with pytest.raises(ValueError, match="2 ranks need a task each.* but n_tasks is 1"):
         Trainer(run, Silence(), Ranks(0, 2))
 
 

@@ -1,5 +1,6 @@
 """Run directories: what is written, what is refused, what a kill may leave behind."""
 
+import errno
 import json
 import os
 import sys
@@ -9,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from meta_train import run_directory
 from meta_train.config import TrainConfig
-from meta_train.run_directory import RunDirectory, describe_environment
+from meta_train.lock import locked
+from meta_train.run_directory import RunDirectory, changes_since, describe_environment
 from tasks import Quadratic
 
 CONFIG = TrainConfig(Quadratic(dim=3), seed=7)
@@ -100,13 +103,55 @@ def test_a_state_without_counters_is_an_error(run):
 
 def test_a_write_that_was_cut_short_leaves_the_last_state(run):
     run.save_state({"x": torch.ones(2)}, {"outer_step": 1})
-    (run.path / "state.new").write_bytes(b"half of a sta")
+    (run.path / "state.safetensors.new").write_bytes(b"half of a sta")
     (run.path / "config.json.new").write_text("{")
     (run.path / "metrics.jsonl.new").write_text("{")
     again = RunDirectory.open(run.path)
     assert again.load_state()[1] == {"outer_step": 1}
     again.save_state({"x": torch.zeros(2)}, {"outer_step": 2})
     assert again.load_state()[1] == {"outer_step": 2}
+
+
+def test_a_write_that_fails_leaves_the_last_state_and_no_half_file(run, monkeypatch):
+    run.save_state({"x": torch.ones(2)}, {"outer_step": 1})
+    before = sorted(run.path.iterdir())
+
+    def full_disk(tensors, path, metadata):
+        path.write_bytes(b"half of a sta")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run_directory, "save_file", full_disk)
+    with pytest.raises(OSError, match="No space left on device"):
+        run.save_state({"x": torch.zeros(2)}, {"outer_step": 2})
+    assert sorted(run.path.iterdir()) == before
+    assert run.load_state()[1] == {"outer_step": 1}
+
+
+def test_a_run_without_a_checkpoint_can_be_discarded_and_made_again(run):
+    run.log({"outer_step": 1})
+    (run.checkpoints / "last.new").mkdir(parents=True)  # cut short
+    with locked(run.path):
+        run.discard_unless_checkpointed()
+    assert not run.path.exists()
+    assert RunDirectory.create(run.path, CONFIG).config == CONFIG
+
+
+def test_discarding_leaves_the_files_of_others(tmp_path):
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "notes.txt").write_text("mine")
+    RunDirectory.create(tmp_path, CONFIG).discard_unless_checkpointed()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "wandb"]
+
+
+@pytest.mark.parametrize("what", ["state", "best", "last"])
+def test_a_run_with_a_checkpoint_is_not_discarded(what, run):
+    if what == "state":
+        run.save_state({"x": torch.ones(2)}, {"outer_step": 1})
+    else:
+        (run.checkpoints / what).mkdir(parents=True)
+    before = sorted(run.path.rglob("*"))
+    run.discard_unless_checkpointed()
+    assert sorted(run.path.rglob("*")) == before
 
 
 def records(run: RunDirectory) -> list[dict]:
@@ -152,6 +197,25 @@ def test_env_json_names_versions_commit_and_machine(run):
     assert environment["threads"] == torch.get_num_threads()
     assert datetime.fromisoformat(environment["time"]).tzinfo is not None
     assert environment["commit"] is None or len(environment["commit"]) >= 7  # None outside a git checkout
+
+
+def test_only_what_decides_the_last_bits_counts_as_a_change(run):
+    then = run.environment()
+    assert changes_since(then) == []
+    assert changes_since(then | {"commit": "0", "python": "2.7", "time": "never"}) == []
+    then["packages"]["torch"], then["machine"]["cpu"] = "1.0", "abacus"
+    now = describe_environment()
+    assert changes_since(then | {"threads": 77, "ranks": 8}) == [
+        f"torch 1.0 (now {torch.__version__})", f"CPU abacus (now {now['machine']['cpu']})",
+        f"threads 77 (now {torch.get_num_threads()})", "ranks 8 (now 1)",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[1]", '{"packages": 3, "machine": null}'])
+def test_an_environment_that_cannot_be_read_has_not_changed(content, run):
+    path = run.path / "env.json"
+    path.unlink() if content is None else path.write_text(content)
+    assert changes_since(run.environment()) == []
 
 
 def test_the_environment_can_be_described_without_git(monkeypatch, tmp_path):

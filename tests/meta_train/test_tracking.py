@@ -133,24 +133,24 @@ def test_a_resumed_run_extrapolates_from_its_own_steps(run):
 def test_the_log_holds_the_mean_loss_of_twenty_steps_the_speed_and_every_validation(run):
     progress = Progress(run, "off")
     for step in range(1, 51):
-        progress.outer_step(step, float(step), 20, skipped=step // 10)
-    progress.validation(50, 7.5, 0.25, 7.0)
+        progress.outer_step(step, float(step), 20, diverged=step // 10)
+    progress.validation(50, {"meta_loss": 7.5, "final_loss": 0.25}, 7.0)
     trained, validated = metrics(run)[:3], metrics(run)[3]
     assert [record["outer_step"] for record in trained] == [20, 40, 50]
     assert [record["train/loss"] for record in trained] == [10.5, 30.5, 45.5]
-    assert [record["skipped"] for record in trained] == [2, 4, 5]
+    assert [record["diverged"] for record in trained] == [2, 4, 5]
     assert all(record["inner_steps_per_s"] > 0 for record in trained)
-    assert validated == {"outer_step": 50, "valid/sum_loss": 7.5, "valid/final_loss": 0.25}
+    assert validated == {"outer_step": 50, "valid/meta_loss": 7.5, "valid/final_loss": 0.25}
 
 
-def test_skipped_windows_are_counted_on_the_screen_and_left_out_of_the_mean(run, capsys):
+def test_diverged_trajectories_are_counted_and_windows_that_were_not_used_left_out_of_the_mean(run, capsys):
     progress = Progress(run, "off")
     for step in range(1, 21):
-        progress.outer_step(step, float("nan") if step % 2 else 3.0, 20, skipped=(step + 1) // 2)
+        progress.outer_step(step, float("nan") if step % 2 else 3.0, 20, diverged=(step + 1) // 2)
     for step in range(21, 41):
-        progress.outer_step(step, float("nan"), 20, skipped=step - 10)
+        progress.outer_step(step, float("nan"), 20, diverged=step - 10)
     assert [record["train/loss"] for record in metrics(run)] == [3.0, None]
-    assert "loss 3, " in (errors := capsys.readouterr().err) and ", 10 windows skipped" in errors
+    assert "loss 3, " in (errors := capsys.readouterr().err) and ", 10 trajectories diverged" in errors
 
 
 # --- Weights & Biases ---
@@ -208,8 +208,8 @@ def test_offline_wandb_writes_a_run_that_can_be_read_back_and_goes_on_when_resum
     first, second = (wandb_history(file) for file in files)
     expected = expected_history(run)
     assert first.keys() == {20, 25} and second.keys() == {40, 50}
-    assert expected[20].keys() == {"train/loss", "inner_steps_per_s", "skipped"}
-    assert expected[25].keys() == {"valid/sum_loss", "valid/final_loss"}
+    assert expected[20].keys() == {"train/loss", "inner_steps_per_s", "diverged"}
+    assert expected[25].keys() == {"valid/meta_loss", "valid/sum_loss", "valid/final_loss"}
     assert first | second == expected
 
     started = next(r.run for r in wandb_records(files[0]) if r.WhichOneof("record_type") == "run")
@@ -230,6 +230,15 @@ def test_two_runs_that_had_the_same_directory_get_different_ids(tmp_path, nobody
         tracked.finish()
         (run.path / "config.json").unlink()
     assert len(ids) == 2
+
+
+def test_wandb_starts_with_the_first_outer_step_so_that_a_failed_start_leaves_nothing(run, nobody):
+    pytest.importorskip("wandb")
+    progress = Progress(run, "offline")
+    assert progress.wandb is None and not (run.path / "wandb").exists()
+    progress.outer_step(1, 0.5, 20, 0)
+    assert (run.path / "wandb").exists()
+    progress.close()
 
 
 @pytest.mark.parametrize(("mode", "variable"), [("off", None), ("auto", "disabled")])

@@ -18,7 +18,8 @@ from torch import Tensor
 import tasks
 from l2o.checkpoint import load_rule
 from l2o.rules import RULES, LSTMConfig, SGDConfig
-from meta_train.config import TrainConfig, to_json
+from meta_train.config import TrainConfig
+from meta_train.config_json import to_json
 from meta_train.estimators import MetaLoss
 from meta_train.lengths import Lengths
 from meta_train.run_directory import RunDirectory

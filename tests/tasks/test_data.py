@@ -14,16 +14,8 @@ import pytest
 import torch
 
 from tasks import DataError, Samples, load_dataset
-from tasks.data import (
-    CIFAR10_FILES,
-    IMAGE_SHAPE,
-    MNIST_FILES,
-    SPLIT_SIZES,
-    DataFile,
-    Minibatches,
-    load_mnist,
-    parse_idx,
-)
+from tasks.data import CIFAR10_FILES, IMAGE_SHAPE, MNIST_FILES, SPLIT_SIZES, Minibatches, load_mnist
+from tasks.data_files import DataFile, find_or_download, parse_idx, read_verified
 from tasks.task import SPLITS
 
 REAL = os.environ.get("L2O_DATA")
@@ -47,6 +39,7 @@ def idx(array):
 
 
 def published(name, content):
+    """A file as it is published: known by what it holds before compression."""
     return DataFile(name, len(content), hashlib.sha256(content).hexdigest())
 
 
@@ -60,17 +53,20 @@ def fake_mnist(tmp_path_factory):
             content = idx(np.broadcast_to((values % 250)[:, None, None], (n_images, 28, 28)))
         else:
             content = idx(values % 10)
-        (folder / file.name).write_bytes(gzip.compress(content, compresslevel=1))
-        files.append(published(file.name, (folder / file.name).read_bytes()))
+        (folder / f"{file.name}.gz").write_bytes(gzip.compress(content, compresslevel=1))
+        files.append(published(file.name, content))
     return folder, tuple(files)
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Serves a folder; a name containing `cut` announces the whole file and delivers half of it."""
+    """Serves a folder; where the server cuts, it announces the whole file and delivers half of it."""
 
     def do_GET(self):
         self.server.requested.append(self.path)
-        content = Path(self.server.folder, self.path.strip("/")).read_bytes()
+        path = Path(self.server.folder, self.path.strip("/"))
+        if not path.exists():
+            return self.send_error(404)
+        content = path.read_bytes()
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -136,38 +132,60 @@ def test_mnist_is_downloaded_into_the_cache_once(fake_mnist, serve, cache):
     server = serve(folder)
     splits = load_mnist([server.url], files)
     assert splits["train"].inputs.shape == (50_000, 1, 28, 28)
-    assert sorted(path.name for path in cache.iterdir()) == sorted(file.name for file in files)
+    assert sorted(path.name for path in cache.iterdir()) == sorted(f"{file.name}.gz" for file in files)
     load_mnist([server.url], files)
-    assert sorted(server.requested) == sorted(f"/{file.name}" for file in files)
+    assert sorted(server.requested) == sorted(f"/{file.name}.gz" for file in files)
 
 
-def test_next_mirror_is_tried_when_the_first_delivers_something_else(fake_mnist, serve, tmp_path, cache):
+@pytest.mark.parametrize("offer", [b"<html>not found</html>", None], ids=["another file", "HTTP 404"])
+def test_next_mirror_is_tried_when_the_first_does_not_deliver(offer, fake_mnist, serve, tmp_path, cache):
     folder, files = fake_mnist
-    for file in files:
-        (tmp_path / file.name).write_bytes(b"<html>not found</html>")
+    for file in files if offer else ():
+        (tmp_path / f"{file.name}.gz").write_bytes(offer)
     bad, good = serve(tmp_path), serve(folder)
+    reason = "another file than the published one" if offer else "HTTP 404"
+    with pytest.raises(DataError, match=rf"could not be downloaded \(127\.0\.0\.1:\d+: {reason}\)"):
+        load_mnist([bad.url], files)
+    bad.requested.clear()
     load_mnist([bad.url, good.url + "/"], files)
     assert len(bad.requested) == len(good.requested) == 4
-    assert all(published(file.name, (cache / file.name).read_bytes()) == file for file in files)
+    for file in files:
+        assert read_verified(cache / f"{file.name}.gz", file)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, lambda content: content], ids=["recompressed", "uncompressed"])
+def test_a_download_counts_by_what_it_holds_however_it_is_compressed(compress, serve, tmp_path, cache):
+    content = idx(np.arange(6).reshape(2, 3))
+    (tmp_path / "two-by-three.gz").write_bytes(compress(content))
+    file = published("two-by-three", content)
+    assert read_verified(find_or_download(file, "mnist", [serve(tmp_path).url]), file) == content
+    assert [path.name for path in cache.iterdir()] == ["two-by-three.gz"]
 
 
 @pytest.mark.parametrize("cut", [False, True])
 def test_wrong_or_interrupted_download_leaves_nothing_in_the_cache(cut, fake_mnist, serve, tmp_path, cache):
     folder, files = fake_mnist
     for file in files:
-        (tmp_path / file.name).write_bytes((folder / file.name).read_bytes() + (b"" if cut else b"!"))
-    with pytest.raises(DataError, match=r"(?s)train-images.*could not be downloaded.*127\.0\.0\.1.*sha256"):
+        content = (folder / f"{file.name}.gz").read_bytes()
+        (tmp_path / f"{file.name}.gz").write_bytes(content + (b"" if cut else b"!"))
+    reason = "ChunkedEncodingError" if cut else "another file than the published one"
+    with pytest.raises(DataError, match=rf"train-images.*could not be downloaded \(127\.0\.0\.1:\d+: {reason}\)"):
         load_mnist([serve(tmp_path, cut=cut).url], files)
-    assert list(cache.iterdir()) == []
+    assert not list(cache.iterdir())
 
 
-def test_missing_file_without_network_names_the_places_looked_at(cache, monkeypatch, tmp_path):
-    monkeypatch.setenv("L2O_DATA", str(tmp_path / "typo"))
-    with pytest.raises(
-        DataError, match=r"(?s)neither in .*typo.*cache/l2o/mnist.*could not be downloaded.*correct L2O"
-    ):
-        load_mnist(["http://127.0.0.1:9"])
-    assert not cache.exists() or list(cache.iterdir()) == []
+@pytest.mark.parametrize("root", ["typo", None])
+def test_missing_mnist_without_network_says_what_to_do_in_two_lines(root, cache, monkeypatch, tmp_path):
+    if root:
+        monkeypatch.setenv("L2O_DATA", str(tmp_path / root))
+    with pytest.raises(DataError) as caught:
+        load_mnist(["http://127.0.0.1:9", "http://127.0.0.1:9/second"])
+    first, second = str(caught.value).splitlines()
+    where = f"L2O_DATA is {tmp_path / root}" if root else "L2O_DATA is not set"
+    assert first.startswith(f"train-images-idx3-ubyte is neither in $L2O_DATA/mnist ({where}) nor in {cache}, ")
+    assert first.endswith("could not be downloaded (127.0.0.1:9: ConnectionError, 127.0.0.1:9: ConnectionError).")
+    assert second == ("Set L2O_DATA to a folder with the mnist/ files, with or without .gz, or connect to the network.")
+    assert not list(cache.iterdir())
 
 
 def damage_truncate(content):
@@ -190,7 +208,7 @@ def test_damaged_mnist_file_is_refused_wherever_it_lies(place, damage, fake_mnis
     shutil.copytree(folder, mnist)
     if place == "L2O_DATA":
         monkeypatch.setenv("L2O_DATA", str(mnist.parent))
-    victim = mnist / files[2].name
+    victim = mnist / f"{files[2].name}.gz"
     content = damage(victim.read_bytes())
     victim.write_bytes(content)
     server = serve(folder)
@@ -200,13 +218,54 @@ def test_damaged_mnist_file_is_refused_wherever_it_lies(place, damage, fake_mnis
     assert server.requested == [] and victim.read_bytes() == content
 
 
+def uncompressed(path):
+    path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+    path.unlink()
+
+
+def recompressed(path):
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), compresslevel=9, mtime=1))
+
+
+def misnamed(path):
+    path.rename(path.with_suffix(""))
+
+
+@pytest.mark.parametrize("change", [uncompressed, recompressed, misnamed])
+def test_mnist_files_count_by_what_they_hold_however_they_are_compressed(change, fake_mnist, tmp_path, monkeypatch):
+    folder, files = fake_mnist
+    shutil.copytree(folder, tmp_path / "root" / "mnist")
+    for file in files:
+        change(tmp_path / "root" / "mnist" / f"{file.name}.gz")
+    monkeypatch.setenv("L2O_DATA", str(tmp_path / "root"))
+    splits = load_mnist((), files)
+    assert torch.equal(splits["test"].inputs[:, 0, 27, 27], (torch.arange(10_000) % 250).to(torch.uint8))
+
+
+@pytest.mark.parametrize("damage", [damage_truncate, damage_flip, damage_empty])
+def test_damaged_uncompressed_mnist_file_is_refused(damage, fake_mnist, cache):
+    folder, files = fake_mnist
+    shutil.copytree(folder, cache)
+    uncompressed(cache / f"{files[2].name}.gz")
+    victim = cache / files[2].name
+    victim.write_bytes(damage(victim.read_bytes()))
+    with pytest.raises(DataError, match=f"{victim} is damaged or not the published file, and was not used: expected"):
+        load_mnist((), files)
+
+
+def test_a_file_that_unpacks_to_more_than_the_published_one_is_refused_without_unpacking_it_all(tmp_path):
+    (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(1_000_000)))
+    with pytest.raises(DataError, match="expected 10 bytes with sha256 .*, found 11 bytes with"):
+        read_verified(tmp_path / "bomb.gz", published("bomb", bytes(10)))
+
+
 @pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.symlink_to("gone")])
 def test_folder_or_dangling_link_in_place_of_a_file_is_refused_instead_of_downloading(make, cache, serve):
     cache.mkdir(parents=True)
     for file in MNIST_FILES:
         make(cache / file.name)
     server = serve(cache)
-    with pytest.raises(DataError, match="train-images-idx3-ubyte.gz cannot be read"):
+    with pytest.raises(DataError, match="train-images-idx3-ubyte cannot be read"):
         load_mnist([server.url])
     assert server.requested == []
 
@@ -214,13 +273,15 @@ def test_folder_or_dangling_link_in_place_of_a_file_is_refused_instead_of_downlo
 def test_cache_that_cannot_be_written_is_named(fake_mnist, serve, tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(DataError, match=f"(?s)could not be downloaded.*Not a directory.*{tmp_path}/file"):
+    with pytest.raises(
+        DataError, match=f"{tmp_path}/file.* cannot be written .*Not a directory.*; set L2O_DATA or XDG"
+    ):
         load_mnist([serve(fake_mnist[0]).url], fake_mnist[1])
 
 
 def test_files_of_other_shapes_are_refused(cache):
     cache.mkdir(parents=True)
-    content = gzip.compress(idx(np.zeros((3, 28, 28))))
+    content = idx(np.zeros((3, 28, 28)))
     for file in MNIST_FILES:
         (cache / file.name).write_bytes(content)
     with pytest.raises(DataError, match=r"MNIST: expected shapes \[\(60000, 28, 28\).*found \[\(3, 28, 28\)"):
@@ -313,9 +374,9 @@ def test_real_mnist_is_found_without_network(monkeypatch):
 def test_real_mnist_files_under_each_others_names_are_refused(tmp_path, monkeypatch):
     (tmp_path / "mnist").mkdir()
     for file, other in zip(MNIST_FILES, (*MNIST_FILES[2:], *MNIST_FILES[:2]), strict=True):
-        shutil.copyfile(Path(REAL, "mnist", other.name), tmp_path / "mnist" / file.name)
+        shutil.copyfile(Path(REAL, "mnist", f"{other.name}.gz"), tmp_path / "mnist" / f"{file.name}.gz")
     monkeypatch.setenv("L2O_DATA", str(tmp_path))
-    with pytest.raises(DataError, match="train-images-idx3-ubyte.gz is damaged or not .*found 1648877 bytes"):
+    with pytest.raises(DataError, match="train-images-idx3-ubyte.gz is damaged or not .*found 7840016 bytes"):
         load_dataset("mnist")
 
 
