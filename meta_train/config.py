@@ -1,18 +1,19 @@
 """What a training run is: a frozen dataclass, and the presets of the command line."""
 
+import dataclasses
 import functools
 import inspect
 import operator
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
-import torch
 import tyro
 
 from l2o.checkpoint import load_rule
-from l2o.rule import UpdateRule
+from l2o.rule import CoordinatewiseRule, UpdateRule
 from l2o.rules import RULES, LSTMConfig
-from meta_train.estimators import ES, NRES, PES, Estimator, MetaLoss, Recorded, Truncated
+from meta_train.estimators import ESTIMATORS, Estimator, MetaLoss
+from meta_train.estimators.recorded import RecordDtype
 from meta_train.lengths import Lengths
 from tasks import MLP, Quadratic
 from tasks.task import TaskFamily
@@ -22,11 +23,10 @@ RuleConfig = functools.reduce(
 )
 """Any config in `RULES`; a subcommand each on the command line."""
 
-EstimatorName = Literal["auto", "recorded", "truncated", "es", "pes", "nres"]
+EstimatorName = Literal[("auto", *ESTIMATORS)]  # pyright: ignore (the names are in a table)
 
-RecordDtype = Literal["bfloat16", "float16", "float32"]
-
-_EVOLUTION_STRATEGIES = {"es": ES, "pes": PES, "nres": NRES}
+_ESTIMATOR_OPTIONS = {"checkpoint_steps": "truncated", "record_dtype": "recorded"}
+"""Options that mean nothing to other estimators."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ class TrainConfig:
     meta_loss: MetaLoss = field(default_factory=MetaLoss)
     """What the meta-loss counts and on which data."""
     estimator: EstimatorName = "auto"
-    """Meta-gradient estimator; auto takes recorded for first order, truncated (autograd) for second. Evolution
-    strategies need no derivatives of the loop: es (biased if truncation < horizon), pes and nres (unbiased)."""
+    """Meta-gradient estimator; auto takes recorded for first order and coordinate-wise rules, else truncated, which is
+    autograd. Evolution strategies need no derivatives of the loop: es (biased if truncation < horizon), pes and nres
+    (unbiased)."""
     order: Literal[1, 2] = 1
     """1: inner gradients detached, as in the paper; 2: differentiate through them. Of no meaning to es, pes, nres."""
     sigma: float = 0.01
@@ -125,24 +126,21 @@ class TrainConfig:
     def _check_estimator(self) -> None:
         if self.estimator == "recorded" and self.order == 2:
             raise ValueError("recorded gradients are first-order; use --order 1 or --estimator truncated")
-        if self.record_dtype not in (None, *get_args(RecordDtype)):
-            raise ValueError(f"record_dtype is one of {get_args(RecordDtype)}, got {self.record_dtype!r}")
-        if self.record_dtype is not None and not self._is_recorded:
-            raise ValueError("record_dtype is for recorded gradients; use --estimator recorded")
-        if self.checkpoint_steps is not None and not isinstance(self.build_estimator(), Truncated):
-            raise ValueError("checkpoint_steps is for autograd through the window; use --estimator truncated")
-
-    @property
-    def _is_recorded(self) -> bool:
-        return self.estimator == "recorded" or (self.estimator == "auto" and self.order == 1)
+        chosen = type(self.build_estimator())
+        for name, owner in _ESTIMATOR_OPTIONS.items():
+            if getattr(self, name) is not None and name not in {field.name for field in dataclasses.fields(chosen)}:
+                raise ValueError(f"{name} is an option of --estimator {owner}, but this run takes {chosen.__name__}")
 
     def build_estimator(self) -> Estimator:
         """Return the meta-gradient estimator."""
-        if self.estimator in _EVOLUTION_STRATEGIES:
-            return _EVOLUTION_STRATEGIES[self.estimator](self.sigma)
-        if self._is_recorded:
-            return Recorded(None if self.record_dtype is None else getattr(torch, self.record_dtype))
-        return Truncated(self.order, self.checkpoint_steps)
+        name = self.estimator
+        if name == "auto":
+            coordinatewise = any(
+                issubclass(rule, CoordinatewiseRule) for rule, config in RULES.values() if type(self.rule) is config
+            )
+            name = "recorded" if self.order == 1 and coordinatewise else "truncated"
+        chosen = ESTIMATORS[name]
+        return chosen(**{field.name: getattr(self, field.name) for field in dataclasses.fields(chosen)})
 
     def build_rule(self, generator) -> UpdateRule:
         """Return the rule with fresh weights, or with those of `start_from`.

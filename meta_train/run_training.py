@@ -39,8 +39,8 @@ def run_training(run: RunDirectory, wandb: WandbMode, ranks: Ranks) -> dict[str,
     if ranks.is_main and summary["skipped_windows"] == summary["outer_steps"]:
         raise TrainingError(
             f"no window could be used: in all {summary['outer_steps']}, every trajectory diverged (a loss above "
-            "--divergence times its first one, or not a number) or the meta-gradient was not finite. Try a smaller --outer-lr, --rule.scale or --rule.lr, or a larger "
-            "--divergence"
+            "--divergence times its first one, or not a number) or the meta-gradient was not finite. Try a smaller "
+            "--outer-lr, --rule.scale or --rule.lr, or a larger --divergence"
         )
     return summary
 

@@ -67,8 +67,9 @@ class MetaGradient(NamedTuple):
     """Where the problems stand after the window, detached."""
 
 
+@dataclass(frozen=True)
 class Estimator(ABC):
-    """One way to differentiate a window of the loop.
+    """One way to differentiate a window of the loop; its fields are its options.
 
     A subclass implements `estimate`, and `start` if it carries more than the trajectories from window to window.
     """

@@ -13,6 +13,7 @@ the optimizee's graph nor, beyond the record, on the window.
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from l2o.rule import CoordinatewiseRule, Params, UpdateRule, accumulator
 from meta_train.estimators.estimator import Estimator, MetaGradient, MetaLoss
 from meta_train.unroll import Trajectories, apply_rule, value_and_grad
 from tasks.task import TaskFamily
+
+RecordDtype = Literal["bfloat16", "float16", "float32"]
 
 _BLOCK_NUMBERS, _BLOCK_COORDINATES = 2**21, 2**16
 """What is turned into cotangents at a time: the cotangents of all coordinates would need as much memory as the record,
@@ -32,12 +35,20 @@ class Recorded(Estimator):
     """Roll, record, replay.
 
     Args:
-        dtype: of the record; None keeps the precision of the gradients. bfloat16 halves the memory of float32 and
-            rounds every stored gradient to 8 bits: measured over windows of 20 steps, the meta-gradient moves by 2e-5
-            to 4e-4 of its length on MNIST and digits, by 1e-3 to 8e-3 on quadratics.
+        record_dtype: how the gradients are stored; None keeps their precision. bfloat16 halves the memory of float32
+            and rounds every stored gradient to 8 bits: measured over windows of 20 steps, the meta-gradient moves by
+            2e-5 to 4e-4 of its length on MNIST and digits, by 1e-3 to 8e-3 on quadratics.
+
+    Raises:
+        ValueError: if there is no such dtype.
     """
 
-    dtype: torch.dtype | None = None
+    record_dtype: RecordDtype | None = None
+
+    def __post_init__(self):
+        """Check the name."""
+        if self.record_dtype not in (None, *get_args(RecordDtype)):
+            raise ValueError(f"record_dtype is one of {', '.join(get_args(RecordDtype))}, got {self.record_dtype!r}")
 
     def estimate(
         self,
@@ -58,8 +69,9 @@ class Recorded(Estimator):
         first_state, first_step = trajectories.state, trajectories.step
         # The roll overwrites its state; the replay starts from the one that came.
         trajectories = trajectories._replace(state=type(first_state)(*(tensor.clone() for tensor in first_state)))
+        dtype = None if self.record_dtype is None else getattr(torch, self.record_dtype)
         grads, meta_grads, curve, trajectories = roll(
-            rule, family, trajectories, meta_loss, len(weights), generator, self.dtype
+            rule, family, trajectories, meta_loss, len(weights), generator, dtype
         )
         precision = _precision(trajectories.params)
         shares = (weights / trajectories.n_tasks).to(grads.device, precision)

@@ -65,8 +65,8 @@ def test_lengths_out_of_range_are_value_errors(options, message):
         ({"stagger": 9}, r"stagger \(9\) must not exceed n_tasks \(8\)"),
         ({"stagger": 0}, "stagger must be an integer of at least 1"),
         ({"record_dtype": "int8"}, "record_dtype is one of"),
-        ({"record_dtype": "bfloat16", "order": 2}, "record_dtype is for recorded gradients"),
-        ({"checkpoint_steps": 2}, "checkpoint_steps is for autograd"),
+        ({"record_dtype": "bfloat16", "order": 2}, "record_dtype is an option of --estimator recorded"),
+        ({"checkpoint_steps": 2}, "an option of --estimator truncated, but this run takes Recorded"),
         ({"checkpoint_steps": 0, "order": 2}, "checkpoint_steps must be at least 1"),
     ],
 )

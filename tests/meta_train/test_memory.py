@@ -84,7 +84,7 @@ def test_fewer_than_one_step_between_checkpoints_is_an_error():
 def test_a_record_in_bfloat16_moves_the_meta_gradient_by_less_than_a_hundredth():
     rule = CoordinatewiseLSTM(LSTMConfig(hidden_size=8), torch.Generator().manual_seed(2))
     family = MLP("digits", hidden=(8,), batch_size=32, init_scale=0.1)
-    exact, rounded = (two_windows(Recorded(dtype), rule, family, length=20)[0] for dtype in (None, torch.bfloat16))
+    exact, rounded = (two_windows(Recorded(dtype), rule, family, length=20)[0] for dtype in (None, "bfloat16"))
     for one, other in zip(rounded, exact, strict=True):
         # 8 significant bits: every stored number is off by 2e-3 on average, in both directions
         assert 1e-5 < distance(one.grads, other.grads) < 1e-2
@@ -143,7 +143,7 @@ def measure() -> None:
     print(json.dumps({
         "recorded 20": added_peak(Recorded(), mnist, N_TASKS, 20),
         "recorded 60": added_peak(Recorded(), mnist, N_TASKS, 60),
-        "recorded 60 bfloat16": added_peak(Recorded(torch.bfloat16), mnist, N_TASKS, 60),
+        "recorded 60 bfloat16": added_peak(Recorded("bfloat16"), mnist, N_TASKS, 60),
         "whole": added_peak(Truncated(1), digits, 4, 100),
         "checkpoints": added_peak(Truncated(1, 10), digits, 4, 100),
     }))  # fmt: skip
