@@ -39,7 +39,7 @@ class TrainConfig:
     """Config of the update rule."""
     meta_loss: MetaLoss = field(default_factory=MetaLoss)
     """What the meta-loss counts and on which data."""
-    estimator: EstimatorName = "auto"
+    estimator: EstimatorName = "auto"  # pyright: ignore (see above)
     """Meta-gradient estimator; auto takes recorded for first order and coordinate-wise rules, else truncated, which is
     autograd. Evolution strategies need no derivatives of the loop: es (biased if truncation < horizon), pes and nres
     (unbiased)."""
