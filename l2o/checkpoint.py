@@ -28,18 +28,20 @@ def available() -> list[str]:
     return sorted(path.parent.name for path in _ZOO.glob("*/rule.json"))
 
 
-def load(source: str | os.PathLike, params, lr: float = 1.0) -> LearnedOptimizer:
+def load(source: str | os.PathLike, params, lr: float | torch.Tensor = 1.0, **options: Any) -> LearnedOptimizer:
     """Return a learned optimizer for a training loop, in place of `torch.optim.Adam(params)`.
 
     Args:
         source: a shipped name (`available`), a checkpoint directory or a run directory.
         params: parameters or parameter groups, as for every `torch.optim.Optimizer`.
         lr: multiplies the learned update; 1 is what the rule was trained with.
+        options: weight_decay, maximize, state_dtype and nonfinite, as for `LearnedOptimizer`.
 
     Raises:
         CheckpointError: if the checkpoint is missing, damaged or does not fit.
+        ValueError: if an option is out of range.
     """
-    return LearnedOptimizer(params, load_rule(source), lr=lr)
+    return LearnedOptimizer(params, load_rule(source), lr=lr, **options)
 
 
 def load_rule(source: str | os.PathLike) -> UpdateRule:

@@ -1,89 +1,227 @@
-"""The shell that makes every gradient rule a `torch.optim.Optimizer`. It holds no mathematics of its own."""
+"""The shell that makes every gradient rule a `torch.optim.Optimizer`. It holds no mathematics of its own.
+
+What a step does is in `optimizer_step`, what is remembered in `optimizer_state`.
+"""
 
 import copy
+import math
+import warnings
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from l2o.rule import CoordinatewiseRule, UpdateRule, accumulator
+from l2o import optimizer_state, optimizer_step
+from l2o.optimizer_step import Item
+from l2o.rule import CoordinatewiseRule, UpdateRule
+from l2o.sharding import agree
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
-    """A rule as a drop-in replacement for `torch.optim.Adam`: θ ← θ + lr · u_t.
+    """A rule as a drop-in replacement for `torch.optim.Adam`: θ ← θ + lr (u_t − weight_decay θ).
+
+    A group of parameters may have its own lr, weight_decay, maximize and rule. In `param_groups` "rule" is an index
+    into `rules`, so that `state_dict` holds numbers and tensors only.
 
     Args:
         params: parameters, named parameters or parameter groups.
-        rule: the update rule; copied, frozen and moved to the parameters' device.
-        lr: multiplies the rule's update, dimensionless; per group.
+        rule: the update rule; copied and frozen, and once more for every other device that has parameters.
+        lr: multiplies the rule's update, dimensionless; a number or a tensor of one element.
+        weight_decay: decoupled decay per step and unit of lr, dimensionless.
+        maximize: climb instead of descend: the rule sees −g.
+        state_dtype: torch.bfloat16 halves the rule's memory (see `l2o.memory`); None keeps it as the rule makes it, in
+            float32 or wider. Made for LSTMs: a running average whose decay lies above 0.996, such as Adam's β₂, stops
+            falling, because its small steps are rounded away.
+        nonfinite: for gradients with NaN or infinity, "skip" leaves their tensors as they are in this step, counts them
+            in `skipped` and warns once; "raise" raises an error before anything has moved; "pass" feeds them to the
+            rule, unseen, and saves the check and its transfer from the GPU.
 
     Raises:
-        ValueError: if lr is negative or not finite.
+        ValueError: if an option is out of range.
         TypeError: if the rule is not a gradient rule.
     """
 
-    def __init__(self, params, rule: UpdateRule, lr: float = 1.0):
-        if not isinstance(rule, CoordinatewiseRule):
-            raise TypeError(
-                f"{type(rule).__name__} is not a gradient rule; LearnedOptimizer needs a CoordinatewiseRule"
-            )
-        super().__init__(params, {"lr": lr})
-        devices = [param.device for group in self.param_groups for param in group["params"]]
-        self.rule = copy.deepcopy(rule).requires_grad_(False).to(devices[0] if devices else "cpu")
+    def __init__(
+        self,
+        params,
+        rule: UpdateRule,
+        lr: float | Tensor = 1.0,
+        *,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        nonfinite: Literal["skip", "raise", "pass"] = "skip",
+    ):
+        if state_dtype not in (None, torch.bfloat16):
+            raise ValueError(f"state_dtype must be torch.bfloat16, or None for the rule's own, got {state_dtype}")
+        if nonfinite not in ("skip", "raise", "pass"):
+            raise ValueError(f'nonfinite must be "skip", "raise" or "pass", got {nonfinite!r}')
+        self.rules: list[CoordinatewiseRule] = []
+        self.state_dtype, self.nonfinite = state_dtype, nonfinite
+        self.skipped = 0
+        """Tensor updates left out so far because the gradient was not finite."""
+        self._copies: dict[Any, CoordinatewiseRule] = {}
+        defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "rule": self._index(rule)}
+        super().__init__(params, defaults)
+
+    @property
+    def rule(self) -> CoordinatewiseRule:
+        """The rule of the first group."""
+        return self.rules[self.param_groups[0]["rule"]]
 
     def add_param_group(self, param_group) -> None:
         """Add parameters, at any time.
 
+        Args:
+            param_group: "params" and, where they differ from the defaults, "lr", "weight_decay", "maximize" and "rule".
+
         Raises:
-            ValueError: if the group's lr is negative or not finite.
+            ValueError: if lr or weight_decay is negative or not finite.
+            TypeError: if the rule is not a gradient rule.
         """
-        lr = param_group.get("lr", self.defaults["lr"])
-        if not 0 <= lr < float("inf"):
+        options = self.defaults | dict(param_group)
+        lr, weight_decay, rule = options["lr"], options["weight_decay"], options["rule"]
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ValueError(f"an lr that is a tensor must have one element, got shape {tuple(lr.shape)}")
+        if not 0 <= lr < math.inf:
             raise ValueError(f"lr must be a finite number of at least 0, got {lr}")
-        super().add_param_group(param_group)
+        if not 0 <= weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be a finite number of at least 0, got {weight_decay}")
+        super().add_param_group({**param_group, "rule": self._index(rule)})
 
     @torch.no_grad()
     def step(self, closure=None):  # pyright: ignore[reportIncompatibleMethodOverride] (the base class overloads it)
         """Make one update; returns the closure's loss, evaluated with gradients enabled, if one is given.
 
         Raises:
-            RuntimeError: if a gradient is sparse or complex.
+            RuntimeError: if a gradient is sparse or complex, or, with nonfinite="raise", not finite.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    self._update(param, param.grad, group["lr"])
+        items = optimizer_step.items(self.param_groups)
+        if self.nonfinite != "pass":
+            items = self._finite(items)
+        for item in items:
+            if not self.state[item.param]:
+                rule = self._rule(item)
+                self.state[item.param] = optimizer_state.fresh(rule, item.param, self.state_dtype)
+        for bucket in optimizer_step.buckets(items, self.state):
+            optimizer_step.advance(self._rule(bucket[0]), bucket, [self.state[item.param] for item in bucket])
         return loss
 
-    def _update(self, param: Tensor, grad: Tensor, lr: float) -> None:
-        if grad.is_sparse or grad.is_complex():
-            raise RuntimeError("LearnedOptimizer needs dense real gradients; got a sparse or complex one")
-        memory = self.state[param]
-        flat = accumulator(grad).reshape(-1)
-        if not memory:
-            memory["step"] = torch.zeros((), dtype=torch.int64, device=param.device)
-            memory.update(self.rule.init_coordinates(flat)._asdict())
-        step = memory["step"]
-        # The state's type is asked for with no coordinates: a NamedTuple in `self.state` would break load_state_dict.
-        state_type = type(self.rule.init_coordinates(flat[:0]))
-        before = state_type(*(memory[name] for name in state_type._fields))
-        updates, state = self.rule.update_(flat, before, step)
-        param.add_((lr * updates).reshape(param.shape))  # adds in the wider dtype, rounds once
-        memory.update(step=step + 1, **state._asdict())
+    def load_state_dict(self, state_dict) -> None:
+        """Take over options and memory; the memory is copied, and kept in the precision of this optimizer.
+
+        Raises:
+            ValueError: if it was saved by another optimizer, with another rule or for other parameters; nothing has
+                changed then.
+        """
+        memories: dict[Tensor, optimizer_state.Memory] = {}
+
+        def take(_, saved):  # runs after all other pre-hooks, so that it sees what is loaded
+            memories.update(self._checked(saved))
+            known = {index for group in saved["param_groups"] for index in group["params"]}
+            return saved | {"state": {key: value for key, value in saved["state"].items() if key not in known}}
+
+        # The base class would round float32 memories of bfloat16 parameters to bfloat16: it gets none to see.
+        before = self.register_load_state_dict_pre_hook(take)
+        after = self.register_load_state_dict_post_hook(lambda _: self.state.update(memories), prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
 
     def __getstate__(self):
-        """Copy and pickle the rule too; the base class lists only what it knows."""
-        return super().__getstate__() | {"rule": self.rule}
+        """Copy and pickle what the base class does not know."""
+        own = ("rules", "state_dtype", "nonfinite", "skipped")
+        return super().__getstate__() | {name: self.__dict__[name] for name in own}
 
-    def load_state_dict(self, state_dict) -> None:
-        """Restore the state; unlike the base class, keep the saved dtypes (float32 memory of bfloat16 parameters)."""
-        super().load_state_dict(state_dict)
-        saved_order = [index for group in state_dict["param_groups"] for index in group["params"]]
-        params = [param for group in self.param_groups for param in group["params"]]
-        for index, param in zip(saved_order, params, strict=True):
-            if index in state_dict["state"]:
-                saved = state_dict["state"][index]
-                self.state[param] = {name: value.to(param.device, copy=True) for name, value in saved.items()}
+    def __setstate__(self, state) -> None:
+        """Restore from a copy, a pickle or a state_dict."""
+        self._copies = {}
+        super().__setstate__(state)
+
+    def __repr__(self) -> str:
+        """The rules with their options, then the groups."""
+        lines = [f"Rule {index}: {type(rule).__name__} {rule.config}\n" for index, rule in enumerate(self.rules)]
+        return super().__repr__().replace("(\n", "(\n" + "".join(lines), 1)
+
+    def _index(self, rule: Any) -> int:
+        """Return the place of a rule in `rules`; new ones are copied, equal ones kept once, so that tensors join."""
+        if isinstance(rule, int) and 0 <= rule < len(self.rules):
+            return rule
+        if not isinstance(rule, CoordinatewiseRule):
+            raise TypeError(
+                f"{type(rule).__name__} is not a gradient rule; LearnedOptimizer needs a CoordinatewiseRule"
+            )
+        for index, known in enumerate(self.rules):
+            if _equal(rule, known):
+                return index
+        self.rules.append(copy.deepcopy(rule).requires_grad_(False))
+        return len(self.rules) - 1
+
+    def _rule(self, item: Item) -> CoordinatewiseRule:
+        """Return the item's rule on the item's device."""
+        index, device = item.group["rule"], item.values.device
+        if (index, device) not in self._copies:
+            rule = self.rules[index]
+            here = {tensor.device for tensor in rule.state_dict().values()} <= {device}
+            self._copies[index, device] = rule if here else copy.deepcopy(rule).to(device)
+        return self._copies[index, device]
+
+    def _finite(self, items: list[Item]) -> list[Item]:
+        """Return the items with finite gradients, after raising an error or counting the others."""
+        flags = agree([item.param for item in items], optimizer_step.finite([item.grad for item in items]))
+        if all(flags):
+            return items
+        names = ", ".join(self._name(item.param) for item, flag in zip(items, flags, strict=True) if not flag)
+        if self.nonfinite == "raise":
+            raise RuntimeError(f"gradients are not finite: {names}. Nothing has been updated")
+        if not self.skipped:
+            text = f"gradients are not finite, so these tensors are left as they are in this step: {names}"
+            warnings.warn(f"{text}. The attribute `skipped` counts; further ones are silent", stacklevel=5)
+        self.skipped += flags.count(False)
+        return [item for item, flag in zip(items, flags, strict=True) if flag]
+
+    def _checked(self, saved: dict[str, Any]) -> dict[Tensor, optimizer_state.Memory]:
+        """Return the memories to be loaded.
+
+        Raises:
+            ValueError: if a group or a memory does not fit.
+        """
+        memories = {}
+        for number, (group, other) in enumerate(zip(self.param_groups, saved["param_groups"], strict=False)):
+            if missing := {"lr", "weight_decay", "maximize", "rule"} - set(other):
+                raise ValueError(f"the saved group {number} lacks {sorted(missing)}: not saved by a LearnedOptimizer")
+            if other["rule"] != group["rule"]:
+                raise ValueError(
+                    f"group {number} was saved with rule {other['rule']} but has rule {group['rule']} here: give the "
+                    "groups their rules in the same order"
+                )
+            for param, index in zip(group["params"], other["params"], strict=False):  # the base class counts them
+                if index in saved["state"]:
+                    arguments = (saved["state"][index], self.rules[group["rule"]], param, self.state_dtype)
+                    memories[param] = optimizer_state.checked(*arguments, self._name(param))
+        return memories
+
+    def _name(self, param: Tensor) -> str:
+        """Name a parameter for messages."""
+        for number, group in enumerate(self.param_groups):
+            for index, other in enumerate(group["params"]):
+                if other is param:
+                    return group["param_names"][index] if "param_names" in group else f"group {number}[{index}]"
+        raise AssertionError("not a parameter of this optimizer")
+
+
+def _equal(left: CoordinatewiseRule, right: CoordinatewiseRule) -> bool:
+    """Whether two rules make the same updates."""
+    ours, theirs = left.state_dict(), right.state_dict()
+    return (
+        type(left) is type(right)
+        and left.config == right.config
+        and all(ours[name].dtype == theirs[name].dtype for name in ours)
+        and all(torch.equal(ours[name].cpu(), theirs[name].cpu()) for name in ours)
+    )

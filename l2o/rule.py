@@ -81,8 +81,13 @@ class CoordinatewiseRule(UpdateRule):
         """
 
     def update_(self, grads: Tensor, state: State, step: Tensor) -> tuple[Tensor, State]:
-        """`update` for loops without autograd; may write the next state into the tensors of `state`."""
-        return self.update(grads, state, step)
+        """`update` for loops without autograd; may write the next state into the tensors of `state`.
+
+        The state may be stored in bfloat16. The next one comes in the precision of `update`, for the caller to round,
+        or has been written into the tensors of `state`.
+        """
+        wide = (tensor.to(grads.dtype) if tensor.dtype is torch.bfloat16 else tensor for tensor in state)
+        return self.update(grads, type(state)(*wide), step)
 
     def update_vjp(self, grads: Tensor, cotangents: Tensor, state: State, step: Tensor) -> dict[str, Tensor]:
         """Return the gradient of Σ_t ⟨c_t, u_t⟩ with respect to θ, by name, where u_t are the updates of K steps.

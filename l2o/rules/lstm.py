@@ -111,6 +111,10 @@ class CoordinatewiseLSTM(CoordinatewiseRule):
     def update_(self, grads: Tensor, state: LSTMState, step: Tensor) -> tuple[Tensor, LSTMState]:
         """See `CoordinatewiseRule.update_`; fresh memory for 80 floats a coordinate would cost more than the step."""
         grads = grads.to(self.output_bias.dtype)
+        if state.hidden.dtype is torch.bfloat16 and grads.dtype is not torch.float32:  # only float32 has such a kernel
+            return self.update(grads, LSTMState(*(tensor.to(grads.dtype) for tensor in state)), step)
+        if torch.compiler.is_compiling():  # which reuses memory by itself
+            return self.update(grads, state, step)
         out = (torch.empty_like(grads), state.hidden, state.cell)
         updates, _, _ = kernels.step(grads, *state, **self._network(), out=out)
         return updates, state

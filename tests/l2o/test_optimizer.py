@@ -1,48 +1,20 @@
 """The torch.optim shell: the same numbers as torch and as the bare rule, and the contract of torch.optim.Optimizer."""
 
 import copy
-import io
 import math
-import pickle
 
 import pytest
 import torch
+from small_models import mlp, parameter, train
 from torch import nn
 from torch.nn import functional as F
 
 from l2o import LearnedOptimizer
-from l2o.rules import SGD, Adam, AdamConfig, CoordinatewiseLSTM, LSTMConfig, Momentum, SGDConfig
-
-
-def mlp(seed=0, dtype=None):
-    """A small MLP with its data."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).to(dtype)
-        inputs, targets = torch.randn(20, 4, dtype=dtype), torch.randint(3, (20,))
-    return model, inputs, targets
-
-
-def train(model, inputs, targets, optimizer, steps, zero=True):
-    losses = []
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(inputs), targets)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+from l2o.rules import SGD, Adam, AdamConfig, CoordinatewiseLSTM, LSTMConfig, Momentum, MomentumConfig, SGDConfig
 
 
 def lstm(generator, **options):
     return CoordinatewiseLSTM(LSTMConfig(hidden_size=4, **options), generator)
-
-
-def parameter(value, grad=None, dtype=None):
-    """A parameter whose gradient is given."""
-    param = nn.Parameter(torch.as_tensor(value, dtype=dtype).clone())
-    param.grad = None if grad is None else torch.as_tensor(grad, dtype=param.dtype)
-    return param
 
 
 # ---------------------------------------------------------------- numbers
@@ -55,6 +27,21 @@ def test_adam_in_the_shell_equals_torchs_adam_on_an_mlp(float64):
     expected = train(theirs, inputs, targets, torch.optim.Adam(theirs.parameters(), lr=0.03), 30)
     assert train(ours, inputs, targets, optimizer, 30) == pytest.approx(expected, rel=1e-10)
     assert expected[-1] < 0.7 * expected[0]
+    for left, right in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "options", [{"weight_decay": 0.3}, {"maximize": True}, {"weight_decay": 0.3, "maximize": True}]
+)
+def test_weight_decay_and_maximize_equal_torchs_adamw(float64, options):
+    ours, inputs, targets = mlp()
+    theirs = copy.deepcopy(ours)
+    optimizer = LearnedOptimizer(ours.parameters(), Adam(AdamConfig(lr=1.0)), lr=0.03, **options)
+    oracle = torch.optim.AdamW(theirs.parameters(), lr=0.03, **{"weight_decay": 0.0} | options)
+    losses = train(ours, inputs, targets, optimizer, 20)
+    assert losses == pytest.approx(train(theirs, inputs, targets, oracle, 20), rel=1e-10)
+    assert (losses[-1] > losses[0]) == ("maximize" in options)
     for left, right in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-10)
 
@@ -77,15 +64,18 @@ def test_shell_equals_a_loop_over_the_rules_updates(rule):
         torch.testing.assert_close(p.detach(), params[name], rtol=1e-10, atol=1e-12)
 
 
-def test_scalar_and_four_dimensional_parameters_move_as_the_same_numbers_in_a_vector(rule, generator):
-    values, grads = torch.randn(13, generator=generator), torch.randn(13, generator=generator)
-    vector = parameter(values, grads)
-    pieces = [parameter(values[0], grads[0]), parameter(values[1:].reshape(2, 1, 3, 2), grads[1:].reshape(2, 1, 3, 2))]
+def test_tensors_of_zero_to_five_dimensions_move_as_the_same_numbers_in_a_vector(rule, generator):
+    values, grads = torch.randn(15, generator=generator), torch.randn(15, generator=generator)
+    shapes, first = [(), (2,), (0, 3), (2, 1, 3, 1), (1, 2, 1, 3, 1)], 0
+    vector, pieces = parameter(values, grads), []
+    for shape in shapes:
+        part = slice(first, first := first + math.prod(shape))
+        pieces.append(parameter(values[part].reshape(shape), grads[part].reshape(shape)))
     for params in ([vector], pieces):
-        optimizer = LearnedOptimizer(params, rule)
+        optimizer = LearnedOptimizer(params, rule, weight_decay=0.1)
         for _ in range(3):
             optimizer.step()
-    assert [tuple(p.shape) for p in pieces] == [(), (2, 1, 3, 2)]
+    assert ([tuple(p.shape) for p in pieces], first) == (shapes, 15)
     torch.testing.assert_close(torch.cat([p.detach().flatten() for p in pieces]), vector.detach(), rtol=1e-12, atol=0)
     assert not torch.equal(vector.detach(), values)
 
@@ -100,15 +90,28 @@ def test_non_contiguous_parameters_move_as_contiguous_ones(rule, generator):
     assert torch.equal(plain.detach(), transposed.detach())
 
 
-def test_bfloat16_parameter_gets_the_float32_update_rounded_once(make_rule, generator):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.003])
+def test_narrow_parameter_gets_the_float32_update_rounded_once(make_rule, generator, dtype, weight_decay):
     rule = make_rule()
-    values, grads = (torch.randn(50, generator=generator).bfloat16() for _ in range(2))
+    values, grads = (torch.randn(50, generator=generator).to(dtype) for _ in range(2))
     narrow, wide = parameter(values, grads), parameter(values.float(), grads.float())
-    for param in (narrow, wide):
-        LearnedOptimizer([param], rule, lr=100.0).step()  # large enough for eight bits of mantissa to move
-    assert narrow.dtype == torch.bfloat16
-    assert torch.equal(narrow.detach(), wide.detach().bfloat16())
+    for param in (narrow, wide):  # an lr that eight bits of mantissa notice
+        LearnedOptimizer([param], rule, lr=100.0, weight_decay=weight_decay).step()
+    assert narrow.dtype == dtype
+    assert torch.equal(narrow.detach(), wide.detach().to(dtype))
     assert not torch.equal(narrow.detach(), values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_accumulators_are_at_least_float32(dtype):
+    param = parameter([1.0], [1.0], dtype)
+    optimizer = LearnedOptimizer([param], Adam())
+    optimizer.step()
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    assert {name: value.dtype for name, value in optimizer.state[param].items()} == {
+        "step": torch.int64, "first_moment": wide, "second_moment": wide
+    }  # fmt: skip
 
 
 # ---------------------------------------------------------------- learning rate and groups
@@ -132,16 +135,59 @@ def test_groups_have_their_own_lr():
     assert [p.item() for p in params] == pytest.approx([1 - 0.0625, 1 - 0.25, 1.0], rel=1e-6)
 
 
-def test_scheduler_changes_the_lr():
-    param = parameter([0.0], [1.0])
-    optimizer = LearnedOptimizer([param], SGD(SGDConfig(1.0)))
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
-    values = []
-    for _ in range(3):
-        optimizer.step()
-        scheduler.step()
-        values.append(param.item())
-    assert values == pytest.approx([-1.0, -1.5, -1.75])
+def test_groups_have_their_own_weight_decay_and_direction():
+    params = [parameter([1.0], [1.0]) for _ in range(3)]
+    groups = [{"params": params[:1], "weight_decay": 0.5}, {"params": params[1:2], "maximize": True}]
+    groups += [{"params": params[2:], "weight_decay": 0.0}]
+    LearnedOptimizer(groups, SGD(SGDConfig(0.125)), lr=2.0, weight_decay=0.25).step()
+    expected = [1 + 2 * (-0.125 - 0.5), 1 + 2 * (0.125 - 0.25), 1 + 2 * -0.125]
+    assert [p.item() for p in params] == pytest.approx(expected, rel=1e-6)
+
+
+def test_groups_have_their_own_rules(generator):
+    values, grads = torch.randn(4, 3, generator=generator), torch.randn(4, 3, generator=generator)
+    together, apart = ([parameter(v, g) for v, g in zip(values, grads, strict=True)] for _ in range(2))
+    rules = [lstm(generator), Adam(), Momentum(MomentumConfig(lr=0.1)), lstm(generator)]
+    groups = [{"params": [param], "rule": rule} for param, rule in zip(together, rules, strict=True)]
+    optimizers = [LearnedOptimizer([param], rule) for param, rule in zip(apart, rules, strict=True)]
+    for optimizer in (LearnedOptimizer(groups, SGD()), *optimizers):
+        for _ in range(3):
+            optimizer.step()
+    for left, right in zip(together, apart, strict=True):
+        assert torch.equal(left.detach(), right.detach())
+
+
+def test_equal_rules_are_kept_once_and_options_tell_them_apart(generator):
+    rule, params = lstm(generator), [parameter([1.0]) for _ in range(6)]
+    other, same = copy.deepcopy(rule), copy.deepcopy(rule)
+    torch.nn.init.ones_(other.output_bias)
+    rules = [None, same, other, 0, Adam(AdamConfig(lr=0.1)), Adam(AdamConfig(lr=0.2))]
+    groups = [{"params": [p]} | ({} if r is None else {"rule": r}) for p, r in zip(params, rules, strict=True)]
+    optimizer = LearnedOptimizer(groups, rule)
+    assert [group["rule"] for group in optimizer.param_groups] == [0, 0, 1, 0, 2, 3]
+    assert optimizer.rule is optimizer.rules[0]
+    assert len(optimizer.rules) == 4
+
+
+def test_the_callers_groups_are_not_changed(generator):
+    group = {"params": [parameter([1.0])], "rule": lstm(generator)}
+    before = dict(group)
+    LearnedOptimizer([group], SGD())
+    assert group == before
+
+
+def test_lr_may_be_a_tensor_that_a_scheduler_changes(rule):
+    moved = []
+    for lr in (0.5, torch.tensor(0.5), torch.tensor([0.5])):
+        params = [parameter([1.0, -2.0], [0.3, -0.1]), parameter(1.0, 0.5)]
+        optimizer = LearnedOptimizer(params, rule, lr=lr)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        for _ in range(3):
+            optimizer.step()
+            scheduler.step()
+        moved.append(torch.cat([p.detach().flatten() for p in params]))
+        assert float(optimizer.param_groups[0]["lr"]) == 0.0625
+    assert torch.equal(moved[0], moved[1]) and torch.equal(moved[0], moved[2])
 
 
 def test_group_added_later_starts_fresh(generator):
@@ -237,67 +283,6 @@ def test_interrupted_update_leaves_the_state_usable(generator):
     assert optimizer.state[param]["step"] == 2
 
 
-# ---------------------------------------------------------------- saving and copying
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_resuming_from_a_state_dict_is_bit_for_bit(make_rule, dtype):
-    model, inputs, targets = mlp(dtype=dtype)
-    optimizer = LearnedOptimizer(model.parameters(), make_rule(), lr=0.5)
-    train(model, inputs, targets, optimizer, 4)
-    file = io.BytesIO()
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
-    train(model, inputs, targets, optimizer, 4)
-
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
-    resumed, _, _ = mlp(seed=9, dtype=dtype)
-    resumed.load_state_dict(saved["model"])
-    again = LearnedOptimizer(resumed.parameters(), make_rule())
-    again.load_state_dict(saved["optimizer"])
-    assert again.param_groups[0]["lr"] == 0.5
-    train(resumed, inputs, targets, again, 4)
-    for left, right in zip(resumed.parameters(), model.parameters(), strict=True):
-        assert torch.equal(left, right)
-        state = optimizer.state[right]
-        assert state["step"] == 8
-        for name, value in again.state[left].items():
-            assert value.dtype == state[name].dtype == (torch.int64 if name == "step" else torch.float32)
-            assert torch.equal(value, state[name])
-
-
-def test_loading_copies_the_state_dict(generator):
-    param = parameter([1.0], [1.0])
-    optimizer = LearnedOptimizer([param], Momentum())
-    optimizer.step()
-    saved = optimizer.state_dict()
-    other = LearnedOptimizer([parameter([1.0], [1.0])], Momentum())
-    other.load_state_dict(saved)
-    next(iter(other.state.values()))["momentum"].add_(100)
-    assert optimizer.state[param]["momentum"].item() == 1.0
-
-
-def test_state_dict_of_other_parameters_is_refused(generator):
-    optimizer = LearnedOptimizer([parameter([1.0])], SGD())
-    two = LearnedOptimizer([parameter([1.0]), parameter([1.0])], SGD())
-    with pytest.raises(ValueError, match="doesn't match the size"):
-        optimizer.load_state_dict(two.state_dict())
-
-
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))])
-def test_copy_of_model_and_optimizer_continues_like_the_original(make_rule, duplicate):
-    model, inputs, targets = mlp()
-    optimizer = LearnedOptimizer(model.parameters(), make_rule())
-    train(model, inputs, targets, optimizer, 3)
-    twin, twin_optimizer = duplicate((model, optimizer))
-    untouched = [p.detach().clone() for p in model.parameters()]
-    train(twin, inputs, targets, twin_optimizer, 3)
-    assert all(torch.equal(left, right) for left, right in zip(model.parameters(), untouched, strict=True))
-    train(model, inputs, targets, optimizer, 3)
-    assert all(torch.equal(left, right) for left, right in zip(model.parameters(), twin.parameters(), strict=True))
-    assert not torch.equal(next(model.parameters()), untouched[0])
-
-
 # ---------------------------------------------------------------- errors
 
 
@@ -307,23 +292,44 @@ def test_lr_out_of_range_is_refused(lr):
         LearnedOptimizer([parameter([1.0])], SGD(), lr=lr)
 
 
+@pytest.mark.parametrize("decay", [-0.1, math.inf, math.nan])
+def test_weight_decay_out_of_range_is_refused(decay):
+    with pytest.raises(ValueError, match=f"weight_decay must be a finite number of at least 0, got {decay}"):
+        LearnedOptimizer([parameter([1.0])], SGD(), weight_decay=decay)
+
+
+def test_tensor_of_several_lrs_is_refused():
+    with pytest.raises(ValueError, match="must have one element, got shape"):
+        LearnedOptimizer([parameter([1.0])], SGD(), lr=torch.ones(2))
+
+
+def test_options_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="state_dtype must be torch.bfloat16, or None .* got torch.float16"):
+        LearnedOptimizer([parameter([1.0])], SGD(), state_dtype=torch.float16)
+    with pytest.raises(ValueError, match="nonfinite must be .* got 'ignore'"):
+        LearnedOptimizer([parameter([1.0])], SGD(), nonfinite="ignore")
+
+
+def test_groups_added_with_wrong_options_are_refused(normalized_sgd):
+    optimizer = LearnedOptimizer([parameter([1.0])], SGD())
+    for option, error in {"lr": ValueError, "weight_decay": ValueError, "rule": TypeError}.items():
+        wrong = normalized_sgd if option == "rule" else -1.0
+        with pytest.raises(error, match=f"{option} must be|not a gradient rule"):
+            optimizer.add_param_group({"params": [parameter([1.0])], option: wrong})
+    with pytest.raises(TypeError, match="int is not a gradient rule"):
+        optimizer.add_param_group({"params": [parameter([1.0])], "rule": 7})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_parameter_in_two_groups_is_refused_as_by_every_optimizer():
+    shared = parameter([1.0])
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        LearnedOptimizer([{"params": [shared]}, {"params": [shared]}], SGD())
+
+
 def test_rule_that_is_no_gradient_rule_is_refused(normalized_sgd):
     with pytest.raises(TypeError, match="NormalizedSGD is not a gradient rule; .* needs a CoordinatewiseRule"):
         LearnedOptimizer([parameter([1.0])], normalized_sgd)
-
-
-def test_sparse_gradient_is_refused():
-    embedding = nn.Embedding(5, 2, sparse=True)
-    embedding(torch.tensor([1, 3])).sum().backward()
-    with pytest.raises(RuntimeError, match="dense real gradients; got a sparse or complex one"):
-        LearnedOptimizer(embedding.parameters(), SGD()).step()
-
-
-def test_complex_gradient_is_refused():
-    param = nn.Parameter(torch.ones(2, dtype=torch.complex64))
-    param.abs().sum().backward()
-    with pytest.raises(RuntimeError, match="dense real gradients; got a sparse or complex one"):
-        LearnedOptimizer([param], SGD()).step()
 
 
 def test_no_parameters_are_refused_as_by_every_optimizer():
