@@ -123,6 +123,14 @@ def load_cifar10() -> dict[Split, Samples]:
     return _read_cifar10(tuple(folder / file.name for file in CIFAR10_FILES))
 
 
+class Pools(NamedTuple):
+    """A part of every split for each task: `size` samples in a row, cyclically, of the split's random order."""
+
+    start: Tensor
+    """Where it begins, as a fraction of the split, shape (n_tasks,)."""
+    size: int
+
+
 class Minibatches:
     """Draws minibatches with replacement, one for each task; keeps a copy of the splits on each device it served."""
 
@@ -139,19 +147,25 @@ class Minibatches:
         batch_size: int,
         generator: torch.Generator,
         part: slice | Tensor = slice(None),
+        pools: "Pools | None" = None,
     ) -> Data:
         """Return inputs (n_tasks, batch_size, …) and targets (n_tasks, batch_size, …) on the generator's device.
 
         Args:
             part: tasks to return; the numbers drawn do not depend on it.
+            pools: the samples that each task has; None: all of the split.
 
         Raises:
             ValueError: if there is no such split.
         """
         samples = self._on(split, generator.device)
         n_samples = len(samples.inputs)
-        index = torch.randint(n_samples, (n_tasks * batch_size,), generator=generator, device=generator.device)
-        index = index.view(n_tasks, batch_size)[part]
+        size = n_samples if pools is None else min(pools.size, n_samples)
+        index = torch.randint(size, (n_tasks * batch_size,), generator=generator, device=generator.device)
+        index = index.view(n_tasks, batch_size)
+        if pools is not None:
+            index = (index + (pools.start * n_samples).long().unsqueeze(-1)) % n_samples
+        index = index[part]
         inputs, targets = (
             values.index_select(0, index.flatten()).reshape(*index.shape, *values.shape[1:]) for values in samples
         )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tasks.data import DATASETS, IMAGE_SHAPE, PIXEL_MAX, DatasetName, Minibatches, load_dataset
+from tasks.data import DATASETS, IMAGE_SHAPE, PIXEL_MAX, DatasetName, Minibatches, Pools, load_dataset
 from tasks.task import Data, Params, Split, TaskFamily
 
 N_CLASSES = 10
@@ -35,7 +35,8 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class MLP(TaskFamily):
-    """Image classification by an MLP: a task is a random start and a sequence of independent minibatches.
+    """Image classification by an MLP: a task is a random start and a sequence of independent minibatches, drawn from
+    the whole split or from a part of it that is the task's own.
 
     Parameters of layer l are "l.weight" (out, in) and "l.bias" (out,). The data set is loaded on first use.
     """
@@ -52,6 +53,9 @@ class MLP(TaskFamily):
     """Samples in a minibatch, drawn with replacement."""
     init_scale: float | None = 0.01
     """Standard deviation of all initial parameters; None: torch.nn.Linear's U(±1/√fan_in)."""
+    samples: int | None = None
+    """Samples of a split that a task has, a random part of it, or all if it has no more; None: all. A task with few
+    samples sees each of them several times."""
 
     def __post_init__(self):
         """Check the options.
@@ -65,8 +69,9 @@ class MLP(TaskFamily):
             raise ValueError(f"activation must be one of {', '.join(get_args(Activation))}, got {self.activation!r}")
         if not isinstance(self.hidden, tuple) or not all(isinstance(n, int) and n >= 1 for n in self.hidden):
             raise ValueError(f"hidden must be a tuple of sizes of at least 1, such as (20,), got {self.hidden}")
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise ValueError(f"batch_size must be an integer of at least 1, got {self.batch_size}")
+        for name, count in (("batch_size", self.batch_size), ("samples", self.samples)):
+            if not (name == "samples" and count is None) and (not isinstance(count, int) or count < 1):
+                raise ValueError(f"{name} must be an integer of at least 1, got {count}")
         if self.init_scale is not None and not 0 < self.init_scale < math.inf:
             raise ValueError(f"init_scale must be positive, or None for torch.nn.Linear's start, got {self.init_scale}")
 
@@ -79,6 +84,12 @@ class MLP(TaskFamily):
     def data(self) -> Minibatches:
         """The splits, loaded on first use."""
         return Minibatches(load_dataset(self.dataset), PIXEL_MAX[self.dataset])
+
+    def sample_tasks(self, n_tasks: int, generator: torch.Generator) -> Data:
+        """Return where each task's own samples begin, a fraction of the split, shape (n_tasks,); or nothing."""
+        if self.samples is None:
+            return {}
+        return {"pool_start": torch.rand(n_tasks, generator=generator, device=generator.device)}
 
     def init_params(self, tasks: Data, n_tasks: int, generator: torch.Generator) -> Params:
         """Return l.weight (n_tasks, out, in) and l.bias (n_tasks, out) for every layer l."""
@@ -96,7 +107,8 @@ class MLP(TaskFamily):
         self, tasks: Data, n_tasks: int, split: Split, generator: torch.Generator, part: slice | Tensor
     ) -> Data:
         """See `TaskFamily.sample_share`."""
-        batch = self.data.draw(split, n_tasks, self.batch_size, generator, part)
+        pools = None if self.samples is None else Pools(tasks["pool_start"], self.samples)
+        batch = self.data.draw(split, n_tasks, self.batch_size, generator, part, pools)
         return {"inputs": batch["inputs"].flatten(2), "targets": batch["targets"]}
 
     def logits(self, params: Params, inputs: Tensor) -> Tensor:
