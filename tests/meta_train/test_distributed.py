@@ -118,6 +118,7 @@ OPTIONS = {
     "uneven shares": {"n_tasks": 5, "valid_tasks": 3},
     "fewer validation problems than ranks": {"valid_tasks": 1},
     "mlp": {"task": DIGITS},
+    "samples of their own": {"task": dataclasses.replace(DIGITS, samples=30), "n_tasks": 5, "divergence": 1.1},
     "validation minibatches": {"task": DIGITS, "meta_loss": MetaLoss("linear", split="inner_valid"), "n_tasks": 3},
     "order 2": {"order": 2},
     "adam": {"task": DIGITS, "rule": AdamConfig(lr=0.1)},

@@ -162,3 +162,42 @@ def test_families_with_loaded_data_are_equal_and_hashable():
 def test_nonsense_options_are_refused(options, match):
     with pytest.raises(ValueError, match=match):
         MLP(**options)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_task_with_samples_of_its_own_sees_these_alone_and_all_of_them(split):
+    family, n_tasks, generator = MLP("digits", samples=20, batch_size=500), 6, torch.Generator().manual_seed(0)
+    tasks = family.sample_tasks(n_tasks, generator)
+    batches = [family.sample_batch(tasks, n_tasks, split, generator) for _ in range(2)]
+    everything = load_dataset("digits")[split]
+    known = images_with_labels(everything.inputs.flatten(1) / 16, everything.targets)
+    pools = [
+        [images_with_labels(batch["inputs"][i], batch["targets"][i]) for i in range(n_tasks)] for batch in batches
+    ]
+    assert pools[0] == pools[1]  # 500 draws out of 20 see all of them, but for one time in 10^10
+    assert all(len(pool) == 20 and pool <= known for pool in pools[0])
+    assert len(set.union(*pools[0])) > 60  # other tasks, other samples
+
+
+def test_more_samples_than_a_split_has_are_all_of_it():
+    family, generator = MLP("digits", samples=10**6, batch_size=20_000), torch.Generator().manual_seed(0)
+    tasks = family.sample_tasks(1, generator)
+    batch = family.sample_batch(tasks, 1, "test", generator)
+    everything = load_dataset("digits")["test"]
+    assert images_with_labels(batch["inputs"][0], batch["targets"][0]) == images_with_labels(
+        everything.inputs.flatten(1) / 16, everything.targets
+    )
+
+
+def test_a_share_of_tasks_with_samples_of_their_own_is_a_part_of_all():
+    family, generator = MLP("digits", samples=20, batch_size=8), torch.Generator().manual_seed(0)
+    tasks = family.sample_tasks(5, generator)
+    whole = family.sample_batch(tasks, 5, "train", generator.manual_seed(1))
+    part = family.sample_share(tasks, 5, "train", generator.manual_seed(1), slice(1, 3))
+    assert all(torch.equal(part[name], whole[name][1:3]) for name in whole)
+
+
+@pytest.mark.parametrize("value", [0, 1.5])
+def test_samples_out_of_range_are_a_value_error(value):
+    with pytest.raises(ValueError, match=f"samples must be an integer of at least 1, got {value}"):
+        MLP("digits", samples=value)
