@@ -59,6 +59,7 @@ PROTOCOLS: dict[str, Protocol] = {
             problems=48,
             tuning_problems=12,
             steps=200,
+            seed=2026,  # problems of the default seed were looked at while the recipe of lstm-mnist was found
         ),
         Protocol(
             name="digits",
