@@ -4,12 +4,14 @@ import dataclasses
 import json
 import os
 import shutil
+import types
+import typing
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from l2o.optimizer import LearnedOptimizer
 from l2o.rule import UpdateRule
@@ -17,6 +19,10 @@ from l2o.rules import RULES
 
 FORMAT_VERSION = 1
 _ZOO = Path(__file__).parent / "zoo"
+_LARGEST_CARD = 10**7
+"""Bytes; a rule.json holds a few thousand."""
+_FLOATS = ("F16", "BF16", "F32", "F64")
+"""How safetensors calls the precisions in which weights may come; they are loaded in the default dtype."""
 
 
 class CheckpointError(ValueError):
@@ -32,7 +38,7 @@ def load(source: str | os.PathLike, params, lr: float | torch.Tensor = 1.0, **op
     """Return a learned optimizer for a training loop, in place of `torch.optim.Adam(params)`.
 
     Args:
-        source: a shipped name (`available`), a checkpoint directory or a run directory.
+        source: a shipped name (`available`), a checkpoint directory, a run directory or hf://owner/name[@revision].
         params: parameters or parameter groups, as for every `torch.optim.Optimizer`.
         lr: multiplies the learned update; 1 is what the rule was trained with.
         options: weight_decay, maximize, state_dtype and nonfinite, as for `LearnedOptimizer`.
@@ -48,15 +54,22 @@ def load_rule(source: str | os.PathLike) -> UpdateRule:
     """Return the rule of a checkpoint, on the CPU.
 
     Args:
-        source: a shipped name (`available`), a checkpoint directory, or a run directory (its best checkpoint).
+        source: a shipped name (`available`), a checkpoint directory, a run directory (its best checkpoint), or
+            hf://owner/name[@revision], which is downloaded unless it is in the cache (see `l2o.hub`).
 
     Raises:
-        CheckpointError: if the checkpoint is missing, damaged or does not fit.
+        CheckpointError: if the checkpoint is missing, damaged or does not fit, or cannot be downloaded.
     """
     directory = find(source)
-    card = read_card(directory)
-    rule = build_rule(card["rule"], card["config"], directory / "rule.json")
-    _load_weights(rule, directory / "rule.safetensors")
+    card, path = read_card(directory), directory / "rule.safetensors"
+    description = (card["rule"], card["config"], directory / "rule.json")
+    with torch.device("meta"):  # options that do not fit the weights may ask for more memory than there is
+        expected = build_rule(*description).state_dict()
+    weights = _read_weights(path, expected)
+    rule = build_rule(*description)
+    rule.load_state_dict(weights)
+    if any(not torch.isfinite(tensor).all() for tensor in rule.state_dict().values()):
+        raise CheckpointError(f"{path} has weights that are not finite; the training that wrote it diverged")
     return rule
 
 
@@ -64,7 +77,7 @@ def build_rule(name: str, config: dict[str, Any], origin: object = "config") -> 
     """Build a rule by its name in `RULES` and its config's fields.
 
     Raises:
-        CheckpointError: if the name or an option is unknown, or an option is out of range.
+        CheckpointError: if the name or an option is unknown, or an option is of another type or out of range.
     """
     if name not in RULES:
         raise CheckpointError(f"{origin}: unknown rule {name!r}; this version of l2o has {sorted(RULES)}")
@@ -73,6 +86,7 @@ def build_rule(name: str, config: dict[str, Any], origin: object = "config") -> 
     if unknown := set(config) - known:
         raise CheckpointError(f"{origin}: unknown options {sorted(unknown)} of rule {name!r}; it has {sorted(known)}")
     try:
+        _check_types(config_type, config)
         return rule_type(config_type(**config))
     except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: more memory than there is
         raise CheckpointError(f"{origin}: rule {name!r} refuses its options {config}: {error}") from error
@@ -113,13 +127,17 @@ def save_rule(rule: UpdateRule, directory: str | os.PathLike, **card: Any) -> Pa
 
 
 def find(source: str | os.PathLike) -> Path:
-    """Return the checkpoint directory for a shipped name, a checkpoint directory or a run directory.
+    """Return the checkpoint directory for whatever `load_rule` takes.
 
     Raises:
-        CheckpointError: if there is none.
+        CheckpointError: if there is none, or it cannot be downloaded.
     """
     if str(source) in available():
         return _ZOO / str(source)
+    if str(source).startswith("hf:"):
+        from l2o.hub import fetch  # which imports this module
+
+        return fetch(str(source))
     path = Path(source)
     # `.old` is what a kill in the middle of `save_rule` leaves behind.
     beside = [path.with_name(path.name + ".old")] if path.name else []
@@ -139,8 +157,10 @@ def read_card(directory: Path) -> dict[str, Any]:
     """
     path = directory / "rule.json"
     try:
+        if path.stat().st_size > _LARGEST_CARD:
+            raise ValueError(f"it has more than {_LARGEST_CARD} bytes")
         card = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(card, dict) or not isinstance(card.get("rule"), str) or not isinstance(card.get("config"), dict):
         raise CheckpointError(f'{path} lacks "rule" (a name) or "config" (an object); was it written by l2o?')
@@ -152,17 +172,50 @@ def read_card(directory: Path) -> dict[str, Any]:
     return card
 
 
-def _load_weights(rule: UpdateRule, path: Path) -> None:
+def _read_weights(path: Path, expected: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file, after its header has been found to say what is expected."""
     try:
-        weights = load_file(path)
+        with safe_open(path, "pt") as file:
+            headers = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+            _check_fit(path, expected, headers)
+            return {name: file.get_tensor(name) for name in headers}
+    except CheckpointError:
+        raise
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is missing, truncated or not a safetensors file: {error}") from error
-    expected = {name: tuple(tensor.shape) for name, tensor in rule.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if expected != found:
-        wrong = {name: (expected.get(name), found.get(name)) for name in sorted(set(expected) ^ set(found))}
-        wrong |= {n: (expected[n], found[n]) for n in expected.keys() & found.keys() if expected[n] != found[n]}
+
+
+def _check_fit(path: Path, expected: dict[str, torch.Tensor], headers: dict[str, Any]) -> None:
+    """Compare names, shapes and dtypes.
+
+    Raises:
+        CheckpointError: with all tensors that do not fit.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    found = {name: tuple(header.get_shape()) for name, header in headers.items()}
+    names = sorted(shapes.keys() | found.keys())
+    if wrong := {n: (shapes.get(n), found.get(n)) for n in names if shapes.get(n) != found.get(n)}:
         raise CheckpointError(f"{path} does not fit the options in rule.json; (expected, found) shapes: {wrong}")
-    rule.load_state_dict(weights)
-    if any(not torch.isfinite(tensor).all() for tensor in weights.values()):
-        raise CheckpointError(f"{path} has weights that are not finite; the training that wrote it diverged")
+    if wrong := {n: header.get_dtype() for n, header in headers.items() if header.get_dtype() not in _FLOATS}:
+        raise CheckpointError(f"{path} has weights of dtype {wrong}; expected one of {_FLOATS}")
+
+
+def _check_types(config_type: type, config: dict[str, Any]) -> None:
+    """Check plain options, for JSON holds anything, and the text "false" would count as true.
+
+    Raises:
+        TypeError: naming the first option of another type.
+    """
+    hints = typing.get_type_hints(config_type)
+    for name, value in config.items():
+        if not _is_a(value, hints[name]):
+            raise TypeError(f"{name} must be {getattr(hints[name], '__name__', hints[name])}, got {value!r}")
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a JSON value has the annotated type, as far as that is plain; the rest is for the config to check."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return any(_is_a(value, part) for part in typing.get_args(hint))
+    if hint in (int, float):
+        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
+    return isinstance(value, hint) if hint in (bool, str, type(None)) else True

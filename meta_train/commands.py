@@ -23,12 +23,16 @@ from meta_train.estimator_report import write_estimator_report
 from meta_train.estimator_study import run_study
 from meta_train.protocols import PROTOCOLS
 from meta_train.report import write_report
+from meta_train.report_all import report_all
 from meta_train.run_directory import RunDirectory, changes_since
 from meta_train.run_training import TrainingError, run_training
 from meta_train.shared_run import create_run, open_run
 from meta_train.speed import measure, print_speed, write_speed
 from meta_train.threads import set_threads, set_threads_as_before
-from meta_train.tracking import WandbMode
+from meta_train.wandb_benchmark import log_benchmark
+from meta_train.wandb_report import report_publisher
+from meta_train.wandb_run import WandbMode, choose_wandb
+from meta_train.zoo_commands import add_zoo_commands
 
 app = tyro.extras.SubcommandApp()
 train_app = tyro.extras.SubcommandApp()
@@ -125,6 +129,7 @@ def benchmark(
     protocol: tyro.conf.Positional[Literal[tuple(PROTOCOLS)]],  # pyright: ignore (the names are in a table)
     checkpoint: tuple[str, ...] = (),
     out: Path | None = None,
+    wandb: Wandb = "auto",
     threads: Threads = None,
 ) -> None:
     """Race learned rules against tuned classics on a frozen protocol; write table, curves and README.
@@ -134,6 +139,7 @@ def benchmark(
         checkpoint: Learned rules: shipped names, checkpoint or run directories; none takes the protocol's own.
         out: Directory to write; None is results/PROTOCOL, with checkpoints given runs/benchmark-PROTOCOL-DATE-TIME.
     """
+    choose_wandb(wandb)  # what is wrong with it is said before anything is computed
     set_threads(threads)
     command = ["l2o", "benchmark", protocol, *(["--checkpoint", *checkpoint] if checkpoint else [])]
     command += (["--out", str(out)] if out else []) + (["--threads", str(threads)] if threads else [])
@@ -141,22 +147,34 @@ def benchmark(
     directory = out or default
     run_benchmark(PROTOCOLS[protocol], checkpoint, directory, shlex.join(command))
     print(write_report(directory))
+    sources = checkpoint or PROTOCOLS[protocol].learned
+    log_benchmark(directory, [find(source) for source in sources], wandb)
     print(f"table, curves and README are in {directory}")
 
 
 @app.command
 @postponed
-def report(directories: tyro.conf.Positional[tuple[Path, ...]]) -> None:
-    """Rebuild README.md and the figures of benchmark directories from their CSV files.
+def report(
+    directories: tyro.conf.Positional[tuple[Path, ...]] = (),
+    out: Path | None = None,
+    wandb_report: bool = False,
+) -> None:
+    """Rebuild README.md and the figure of benchmarks from their CSV files, and one page with the results of all.
+
+    l2o report results/mnist rebuilds that directory alone. With several directories, a folder of them, or none (all
+    below results/), it also writes report.md and report.html, a page that needs no network and no other file.
 
     Args:
-        directories: Directories that l2o benchmark wrote.
+        directories: Directories that l2o benchmark wrote, or folders of them; none is results.
+        out: The page's file, or a folder for report.md and report.html; None puts them beside the directories.
+        wandb_report: Also publish the page as a report on Weights & Biases; needs a login and wandb-workspaces.
     """
-    if not directories:
-        raise ValueError("name at least one directory, such as results/mnist")
-    for directory in directories:
-        write_report(directory)
-        print(f"wrote {directory}/README.md and its figures")
+    publish = report_publisher() if wandb_report else None
+    sections, files = report_all(directories, out)
+    for file in files:
+        print(f"wrote {file}")
+    if publish is not None:
+        print(f"published {publish(sections)}")
 
 
 @app.command
@@ -217,6 +235,10 @@ def list_everything() -> None:
     for name in available():
         results = read_card(find(name)).get("results", {})
         print(f"  {name:<16}{', '.join(f'{key} = {value:.4g}' for key, value in results.items())}")
+        print(f"  {'':<16}card: {find(name) / 'README.md'}")
+
+
+add_zoo_commands(app, postponed)
 
 
 def _now() -> str:

@@ -1,19 +1,16 @@
 """What a person sees of a run: a progress bar or plain lines, metrics.jsonl, and Weights & Biases when installed."""
 
-import hashlib
 import math
-import os
-import re
 import sys
 import time
-from typing import Any, Literal
+from typing import Any
 
 from tqdm import tqdm
 
+from l2o.checkpoint import CheckpointError, find, read_card
 from meta_train.config_json import to_json
 from meta_train.run_directory import RunDirectory
-
-WandbMode = Literal["auto", "online", "offline", "off"]
+from meta_train.wandb_run import WandbMode, choose_wandb, finish_wandb, log_model, open_wandb
 
 _LINE_SECONDS = 10.0
 """Time between two plain lines when the output is not a terminal."""
@@ -71,11 +68,20 @@ class Progress:
             self.bar.set_postfix_str(self._validation)
 
     def close(self) -> None:
-        """End the bar and the W&B run."""
+        """End the bar and the W&B run, which gets the checkpoint that `l2o.load` takes."""
         if self.bar is not None:
             self.bar.close()
         if self.wandb is not None:
-            self.wandb.finish()
+            self._log_checkpoint()
+            finish_wandb(self.wandb)
+
+    def _log_checkpoint(self) -> None:
+        try:
+            checkpoint = find(self.run.path)
+            card = read_card(checkpoint)
+        except CheckpointError:  # interrupted before the first one
+            return
+        log_model(self.wandb, self.run.path.resolve().name, checkpoint, card)
 
     def _flush(self, outer_step: int, diverged: int) -> None:
         now = time.perf_counter()
@@ -109,62 +115,13 @@ class Progress:
             )
 
 
-def choose_wandb(mode: WandbMode) -> Literal["online", "offline"] | None:
-    """Return what a mode means here and now; None is off, or wandb is not installed.
-
-    Raises:
-        ValueError: if online is asked for, but wandb is not installed or nobody is logged in.
-    """
-    if mode == "off" or os.environ.get("WANDB_MODE") == "disabled":
-        return None
-    try:
-        import wandb
-    except ImportError:
-        if mode == "online":
-            raise ValueError("--wandb online needs wandb: pip install 'l2o[train]'") from None
-        return None
-    logged_in = mode != "offline" and wandb.login(prompt=False, verify=False)
-    if mode == "online" and not logged_in:
-        raise ValueError("--wandb online needs a login: run `wandb login` once, or take --wandb offline")
-    return "online" if logged_in else "offline"
-
-
 def start_wandb(run: RunDirectory, mode: WandbMode):
     """Return a W&B run for a run directory, or None when off or not installed.
 
     Raises:
-        ValueError: see `choose_wandb`; or if online is asked for, but no server answers.
+        ValueError: see `open_wandb`.
     """
-    chosen = choose_wandb(mode)
-    if chosen is None:
-        return None
-    import wandb
-
-    if chosen == "online":
-        try:
-            return _init_wandb(run, "online")
-        except wandb.Error as error:
-            reason = str(error).splitlines()[0]
-            if mode == "online":
-                raise ValueError(f"--wandb online: {reason}. Check the network, or take --wandb offline") from error
-            print(f"Weights & Biases goes on offline: {reason}", file=sys.stderr)
-            wandb.teardown()  # frees the id, which the attempt holds
-    return _init_wandb(run, "offline")
-
-
-def _init_wandb(run: RunDirectory, mode: Literal["online", "offline"]):
-    import wandb
-
-    name = run.path.resolve().name
     # The directory's name alone would mix two runs which had it one after the other.
-    digest = hashlib.sha256((run.path / "env.json").read_bytes()).hexdigest()[:8]
-    return wandb.init(
-        project="l2o",
-        id=re.sub(r"[^\w.-]", "-", name)[:64] + "-" + digest,
-        name=name,
-        resume="allow",
-        mode=mode,
-        dir=run.path,
-        config=to_json(run.config),
-        settings=wandb.Settings(silent=True, console="off", disable_git=True),
-    )
+    identity = (run.path / "env.json").read_bytes()
+    name = run.path.resolve().name
+    return open_wandb(run.path, mode, name=name, identity=identity, kind="training", config=to_json(run.config))

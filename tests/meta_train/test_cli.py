@@ -56,7 +56,7 @@ def plain(text: str) -> str:
         (("train",), tuple(PRESETS)),
         (("resume",), ("bit for bit", "Directory that l2o train made", "--wandb", "--threads")),
         (("benchmark",), (*PROTOCOLS, "--checkpoint", "--out", "--threads", "tuned classics")),
-        (("report",), ("README.md", "Directories that l2o benchmark wrote")),
+        (("report",), ("README.md", "Directories that l2o benchmark wrote", "report.html", "--out", "--wandb-report")),
         (("list",), ("List rules",)),
     ],
     ids=lambda value: " ".join(value) or "l2o",
@@ -195,6 +195,7 @@ def test_a_benchmark_of_other_checkpoints_does_not_overwrite_the_results(argumen
     written = []
     monkeypatch.setattr(commands, "run_benchmark", lambda protocol, checkpoint, out, command: written.append(out))
     monkeypatch.setattr(commands, "write_report", lambda out: "table")
+    monkeypatch.setattr(commands, "log_benchmark", lambda out, checkpoints, wandb: None)
     status, output, _ = l2o("benchmark", "quadratic", *arguments)
     assert status == 0 and re.fullmatch(directory, str(written[0])) and str(written[0]) in output
 
@@ -297,7 +298,6 @@ def test_wrong_commands_get_a_short_message_and_status_2(arguments, message, l2o
     assert "Traceback" not in output + errors and len(errors.splitlines()) <= 20
 
 
-def test_report_without_a_directory_asks_for_one(capsys):
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["report"])
-    assert ended.value.code == 2 and "name at least one directory" in capsys.readouterr().err
+def test_report_without_a_directory_asks_for_one_where_there_are_no_results(l2o):
+    status, output, errors = l2o("report")
+    assert (status, output) == (2, "") and "name at least one directory" in errors

@@ -116,7 +116,7 @@ def test_an_interruption_outside_of_training_ends_with_130(l2o, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "write_report", interrupted)
+    monkeypatch.setattr(commands, "report_all", interrupted)
     assert l2o("report", "somewhere") == (130, "", "l2o: interrupted\n")
 
 
@@ -187,7 +187,7 @@ def test_another_runtime_error_is_not_hidden(l2o, monkeypatch):
     def fail(*_):
         raise RuntimeError("a mistake of ours")
 
-    monkeypatch.setattr(commands, "write_report", fail)
+    monkeypatch.setattr(commands, "report_all", fail)
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         l2o("report", "somewhere")
 

@@ -11,9 +11,11 @@ import pytest
 
 from l2o.checkpoint import save_rule
 from l2o.rules import SGD, Adam, AdamConfig, SGDConfig
+from meta_train import report_figure
 from meta_train.benchmark import run_benchmark
 from meta_train.protocols import Protocol
 from meta_train.report import write_report
+from meta_train.report_results import read_results
 from tasks import Quadratic
 
 PROTOCOL = Protocol(
@@ -77,10 +79,11 @@ def test_a_learned_rule_that_loses_is_reported_as_losing(finished):
     assert len(lines) == 3
     for line in lines:
         assert re.search(
-            r"timid LOSES: \d+% above (SGD|momentum|NAG|RMSprop|Adam), the best classic, .* on \d+% of the problems\.",
+            r"\*\*timid\*\* LOSES: \d+% above (SGD|momentum|NAG|RMSprop|Adam), the best classic, "
+            r".* on \d+% of the problems\.",
             line,
         )
-        assert line.endswith("wild LOSES: it diverged on 16 of 16 problems.")
+        assert line.endswith("**wild** LOSES: it diverged on 16 of 16 problems.")
         assert "inf%" not in line and "nan" not in line
 
 
@@ -98,7 +101,7 @@ def test_a_learned_rule_that_wins_is_reported_as_winning_by_the_right_share(dire
     (directory / "summary.csv").write_text("\n".join(rewritten) + "\n")
     write_report(directory)
     text = (directory / "README.md").read_text()
-    assert re.search(r"sensible wins: 25% below SGD, the best classic, .* lower on 75% of the problems\.", text)
+    assert re.search(r"\*\*sensible\*\* wins: 25% below SGD, the best classic, .* lower on 75% of the problems\.", text)
 
 
 def test_the_report_is_rebuilt_identically_from_the_csv_files(directory):
@@ -152,3 +155,21 @@ def test_a_directory_written_before_it_was_recorded_still_reports(directory):
     (directory / "protocol.json").write_text(json.dumps(facts))
     write_report(directory)
     assert "`l2o report results/tiny`" in (directory / "README.md").read_text()
+
+
+def test_the_figure_has_a_panel_per_setting_and_bands_of_learned_rules_and_the_best_classic_alone(
+    finished, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(report_figure.plt, "close", drawn.append)
+    report_figure.draw_curves(results := read_results(finished), finished.parent / "again.png")
+    panels = [axis for axis in drawn[0].axes if axis.axison]
+    assert [axis.get_title() for axis in panels] == results.settings
+    for axis in panels:
+        assert len(axis.lines) == 8 + 1  # and the mark where training and tuning ended
+        assert len(axis.collections) == 4
+        looks = {(line.get_color(), line.get_linestyle(), line._dash_pattern[1] and tuple(line._dash_pattern[1]),
+                  line.get_marker()) for line in axis.lines}  # fmt: skip
+        assert len(looks) == 9, "no two lines look alike"
+        highest = max(line.get_ydata()[0] for line in axis.lines[:8])
+        assert axis.get_ylim()[1] <= 13 * highest * 1.01, "a diverging method leaves the axis to the others"

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from wandb_files import wandb_artifacts, wandb_history, wandb_records
 
 from l2o.rules import SGDConfig
 from meta_train.config import TrainConfig
@@ -33,15 +35,6 @@ LINE = re.compile(
 @pytest.fixture
 def run(tmp_path) -> RunDirectory:
     return RunDirectory.create(tmp_path / "my run, really: #1", TINY)
-
-
-@pytest.fixture
-def nobody(monkeypatch, tmp_path):
-    """Nobody is logged in to W&B, whoever runs the tests."""
-    for name in [name for name in os.environ if name.startswith("WANDB")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
 
 
 def train(run: RunDirectory, mode="off", stop_at: int | None = None) -> None:
@@ -156,40 +149,6 @@ def test_diverged_trajectories_are_counted_and_windows_that_were_not_used_left_o
 # --- Weights & Biases ---
 
 
-def wandb_records(path: Path):
-    """Yield the records of a .wandb file: protocol buffers in LevelDB's log format, behind a header of seven bytes."""
-    from wandb.proto import wandb_internal_pb2
-
-    content = path.read_bytes()
-    assert content[:4] == b":W&B"
-    position, pieces = 7, b""
-    while position + 7 <= len(content):
-        rest = 32768 - position % 32768  # blocks count from the start of the file
-        if rest < 7:
-            position += rest
-            continue
-        _, length, kind = struct.unpack("<IHB", content[position : position + 7])
-        pieces += content[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # a full record, or the last piece of one
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(pieces)
-            pieces = b""
-            yield record
-
-
-def wandb_history(path: Path) -> dict[int, dict[str, float]]:
-    """Return step -> logged values."""
-    history: dict[int, dict[str, float]] = {}
-    for record in wandb_records(path):
-        if record.WhichOneof("record_type") == "history":
-            values = {(i.key or ".".join(i.nested_key)): json.loads(i.value_json) for i in record.history.item}
-            history.setdefault(values.pop("_step"), {}).update(
-                {name: value for name, value in values.items() if not name.startswith("_")}
-            )
-    return history
-
-
 def expected_history(run: RunDirectory) -> dict[int, dict[str, float]]:
     history: dict[int, dict[str, float]] = {}
     for record in metrics(run):
@@ -216,6 +175,29 @@ def test_offline_wandb_writes_a_run_that_can_be_read_back_and_goes_on_when_resum
     config = {item.key: json.loads(item.value_json) for item in started.config.update}
     assert started.display_name == run.path.name and started.project == "l2o"
     assert config["task"]["name"] == "quadratic" and config["outer_steps"] == 50
+
+
+def test_a_trained_run_leaves_its_checkpoint_as_an_artifact_and_says_how_to_upload(run, nobody, capsys):
+    wandb = pytest.importorskip("wandb")
+    train(run, "offline")
+    wandb.teardown()
+    (file,) = run.path.glob("wandb/offline-run-*/*.wandb")
+    best = run.path / "checkpoints/best"
+    expected = {path.name: path.read_bytes() for path in best.iterdir()}
+    assert expected.keys() == {"rule.json", "rule.safetensors"}
+    assert wandb_artifacts(file, "model") == {"my-run--really---1": expected}
+    lines = [line for line in capsys.readouterr().err.splitlines() if "Weights & Biases" in line]
+    assert lines == [f"Weights & Biases logged offline; to upload: wandb sync {shlex.quote(str(file.parent))}"]
+
+
+def test_a_run_without_a_checkpoint_leaves_no_artifact(run, nobody):
+    wandb = pytest.importorskip("wandb")
+    progress = Progress(run, "offline")
+    progress.outer_step(1, 0.5, 20, 0)
+    progress.close()
+    wandb.teardown()
+    (file,) = run.path.glob("wandb/offline-run-*/*.wandb")
+    assert wandb_artifacts(file, "model") == {}
 
 
 def test_two_runs_that_had_the_same_directory_get_different_ids(tmp_path, nobody):

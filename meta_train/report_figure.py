@@ -1,0 +1,63 @@
+"""Draw a benchmark's curves as a picture for its README."""
+
+import math
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  (the backend must be chosen first)
+
+from meta_train.report_results import Results, Row, banded_methods, loss_limits, rows_of  # noqa: E402
+from meta_train.report_styles import LIGHT, Style, method_styles  # noqa: E402
+
+_MARKERS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", None: ""}
+_MARKER_GAP = 8
+"""A marker after every eighth of the curve."""
+
+
+def draw_curves(results: Results, path: Path) -> None:
+    """Draw mean loss against step on a log axis, a panel per setting, with some quartiles as bands."""
+    settings = results.settings
+    columns = min(len(settings), 2)
+    rows = math.ceil(len(settings) / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(6.4 * columns, 4.4 * rows), squeeze=False, layout="constrained")
+    styles = method_styles(results.summary)
+    for axis, setting in zip(axes.flat, settings, strict=False):
+        banded = banded_methods(rows_of(results.summary, setting))
+        _draw_panel(axis, rows_of(results.curves, setting), styles, banded)
+        _draw_mark(axis, rows_of(results.curves, setting), results.protocol["sum_steps"])
+        axis.set(title=setting)
+    for axis in axes.flat[len(settings) :]:
+        axis.set_axis_off()
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, handlelength=4)
+    figure.suptitle(f"{results.protocol['name']}: mean loss of {results.protocol['problems']} test problems")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _draw_panel(axis, curves: list[Row], styles: dict[str, Style], banded: set[str]) -> None:
+    for order, (method, style) in enumerate(styles.items()):
+        points = [row for row in curves if row["method"] == method]
+        steps, mean, low, high = ([float(row[key]) for row in points] for key in ("step", "mean", "q25", "q75"))
+        gap = max(len(steps) // _MARKER_GAP, 1)
+        looks = {
+            "color": LIGHT[style.colour], "linewidth": style.width, "linestyle": (0, style.dash) if style.dash else "-",
+            "marker": _MARKERS[style.marker], "markersize": 6, "markevery": (order * 3 % gap, gap),
+        }  # fmt: skip
+        axis.plot(steps, mean, label=method, **looks)
+        if method in banded:
+            axis.fill_between(steps, low, high, color=LIGHT[style.colour], alpha=0.15, linewidth=0)
+    bottom, top = loss_limits(curves)
+    axis.set(yscale="log", xlabel="step", ylabel="loss", ylim=(bottom / 1.3, top * 1.3))
+    axis.grid(which="major", alpha=0.3)
+
+
+def _draw_mark(axis, curves: list[Row], sum_steps: int) -> None:
+    """Mark where training and tuning ended, if the curves go on."""
+    if max(int(row["step"]) for row in curves) <= sum_steps:
+        return
+    axis.axvline(sum_steps, color="0.6", linewidth=0.8)
+    note = {"va": "top", "ha": "right", "fontsize": 7, "color": "0.4", "rotation": 90}
+    axis.annotate("trained and tuned up to here", (sum_steps, 0.98), xycoords=("data", "axes fraction"), **note)
