@@ -252,6 +252,78 @@ def test_missing_and_extra_weights(saved, name, value):
         load_rule(saved)
 
 
+@pytest.mark.parametrize(
+    "config, words",
+    [
+        ({"scale": "0.1"}, "scale must be float, got '0.1'"),
+        ({"scale": True}, "scale must be float, got True"),
+        ({"layers": 2.0}, "layers must be int, got 2.0"),
+        ({"p": "10"}, r"p must be float \| None, got '10'"),
+        ({"p": [10.0]}, r"p must be float \| None, got \[10.0\]"),
+    ],
+)
+def test_option_of_another_type(saved, config, words):
+    edit_card(saved, config={"hidden_size": 3} | config)
+    with pytest.raises(CheckpointError, match=f"rule 'lstm' refuses its options .*: {words}"):
+        load_rule(saved)
+
+
+def test_text_is_no_truth_and_numbers_without_a_point_are_numbers():
+    with pytest.raises(CheckpointError, match="nesterov must be bool, got 'false'"):
+        build_rule("momentum", {"nesterov": "false"})
+    assert build_rule("lstm", {"p": 10, "scale": 1}).config == LSTMConfig(p=10, scale=1)
+
+
+def test_options_that_ask_for_more_memory_than_there_is_are_found_out_before_it_is_taken(saved):
+    edit_card(saved, config={"hidden_size": 10**5})  # 480 GB
+    with pytest.raises(CheckpointError, match=r"does not fit .*'output_weight': \(\(1, 100000\), \(1, 3\)\)"):
+        load_rule(saved)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.uint8, torch.complex64, torch.float8_e4m3fn])
+def test_weights_of_another_kind_of_number(saved, dtype):
+    edit_weights(saved, output_bias=torch.ones(1).to(dtype))
+    with pytest.raises(
+        CheckpointError, match=r"rule.safetensors has weights of dtype \{'output_bias': '\w+'\}; expected"
+    ):
+        load_rule(saved)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_precisions_load_in_the_default_one(saved, dtype):
+    edit_weights(saved, output_bias=torch.tensor([0.5], dtype=dtype))
+    assert torch.equal(load_rule(saved).output_bias, torch.tensor([0.5]))
+
+
+def test_weights_too_large_for_the_default_precision_are_not_finite(saved):
+    edit_weights(saved, output_bias=torch.tensor([1e300], dtype=torch.float64))
+    with pytest.raises(CheckpointError, match="weights that are not finite"):
+        load_rule(saved)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, " " * (10**7 + 1), '{"format_version": ' + "9" * 5000 + "}"])
+def test_card_that_would_choke_the_reader(saved, content):
+    (saved / "rule.json").write_text(content)
+    with pytest.raises(CheckpointError, match="rule.json cannot be read as JSON"):
+        load_rule(saved)
+
+
+def test_renamed_files_are_missed_by_name(saved):
+    (saved / "rule.safetensors").rename(saved / "model.safetensors")
+    with pytest.raises(CheckpointError, match="rule.safetensors is missing"):
+        load_rule(saved)
+    (saved / "rule.json").rename(saved / "config.json")
+    with pytest.raises(CheckpointError, match="has no rule.json"):
+        load_rule(saved)
+
+
+def test_header_that_lies_about_its_length(saved):
+    path = saved / "rule.safetensors"
+    path.write_bytes((2**60).to_bytes(8, "little") + path.read_bytes()[8:])
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
+        load_rule(saved)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite(saved, value):
     edit_weights(saved, output_bias=torch.tensor([value]))
