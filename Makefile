@@ -26,6 +26,7 @@ lint: $(VENV)/.installed
 
 figures: $(VENV)/.installed  ## rebuild READMEs, figures and the page in results/ from the CSV files
 	$(BIN)/l2o estimators --rebuild --out results/estimators
+	$(BIN)/l2o card
 	$(BIN)/l2o report
 
 benchmarks: $(VENV)/.installed  ## speed
