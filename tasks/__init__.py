@@ -5,6 +5,7 @@ command line and the conformance tests read.
 """
 
 from tasks.data import DataError, Samples, load_dataset
+from tasks.lasso import Lasso
 from tasks.mlp import MLP
 from tasks.module import ModuleTask
 from tasks.quadratic import Quadratic
@@ -13,6 +14,7 @@ from tasks.task import SPLITS, Data, Params, Split, TaskFamily
 TASKS: dict[str, type[TaskFamily]] = {
     "quadratic": Quadratic,
     "mlp": MLP,
+    "lasso": Lasso,
 }
 """Families that a frozen configuration describes, by name; a new one joins by adding one line."""
 
@@ -22,6 +24,7 @@ __all__ = [
     "TASKS",
     "Data",
     "DataError",
+    "Lasso",
     "ModuleTask",
     "Params",
     "Quadratic",

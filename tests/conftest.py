@@ -23,7 +23,7 @@ from l2o.rules import (
     RMSpropConfig,
     SGDConfig,
 )
-from tasks import MLP, ModuleTask, Quadratic
+from tasks import MLP, Lasso, ModuleTask, Quadratic
 from tasks.task import TaskFamily
 
 Generator = torch.Generator
@@ -49,6 +49,7 @@ ALL_TASKS: dict[str, Callable[[], TaskFamily]] = {
     "quadratic": lambda: Quadratic(dim=5, start="normal"),
     "mlp": lambda: MLP("digits", hidden=(4,), batch_size=16, init_scale=0.3),
     "module": lambda: _module_task(),
+    "lasso": lambda: Lasso(rows=4, columns=6, dictionary="sampled", density=0.5),
 }
 
 
