@@ -68,6 +68,9 @@ class TrainConfig:
     """Adam's step size for the rule's weights."""
     final_outer_lr: float = 0.01
     """Fraction of outer_lr reached at the end of a cosine decay; 1 keeps it constant."""
+    average: float = 0.0
+    """Decay per outer step of a moving average of the rule's weights, which is then validated and kept: it evens out the
+    noise of the meta-gradients. 0 keeps the weights themselves."""
     clip: float | None = 1.0
     """Largest norm of the meta-gradient; None for no clipping."""
     divergence: float = 1e4
@@ -107,6 +110,8 @@ class TrainConfig:
             value = getattr(self, name)
             if not (value is None and name == "clip") and not (value is not None and 0 < value < float("inf")):
                 raise ValueError(f"{name} must be positive and finite, got {value}")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average is a decay in [0, 1), got {self.average}")
         if not 0 <= self.final_outer_lr <= 1:
             raise ValueError(f"final_outer_lr is a fraction in [0, 1], got {self.final_outer_lr}")
         if not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**63:

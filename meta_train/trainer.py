@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from l2o.checkpoint import save_rule
+from l2o.rule import UpdateRule
 from meta_train.batch import Batch, Contribution
 from meta_train.config_json import to_json
 from meta_train.distributed import Message, Ranks, Silence
@@ -53,6 +55,7 @@ class Trainer:
         on_cpu = self.generator if self.device.type == "cpu" else torch.Generator().manual_seed(config.seed)
         self.rule = config.build_rule(on_cpu).to(self.device)
         self.batches = self._make_batches()
+        self.average = AveragedModel(self.rule, multi_avg_fn=get_ema_multi_avg_fn(config.average))
         self.adam = torch.optim.Adam(self.rule.parameters(), lr=config.outer_lr)
         self.outer_step, self.skipped, self.diverged, self.best = 0, 0, 0, math.inf
         self.stop_requested = False
@@ -73,11 +76,16 @@ class Trainer:
             "skipped_windows": self.skipped, "diverged_trajectories": self.diverged,
         }  # fmt: skip
 
+    @property
+    def kept(self) -> UpdateRule:
+        """The rule that is validated and saved: the average of the weights, where there is one."""
+        return self.average.module if self.config.average else self.rule  # pyright: ignore (a copy of the rule)
+
     def save(self) -> None:
         """Write checkpoints/last and the state to resume from; all ranks call it together."""
         packed = self._pack()
         if packed is not None:
-            save_rule(self.rule, self.run.checkpoints / "last", training=self._card())
+            save_rule(self.kept, self.run.checkpoints / "last", training=self._card())
             self.run.save_state(*packed)
 
     def _make_batches(self) -> list[Batch]:
@@ -131,6 +139,7 @@ class Trainer:
         for group in self.adam.param_groups:
             group["lr"] = config.outer_lr * (config.final_outer_lr + (1 - config.final_outer_lr) * decay)
         self.adam.step()
+        self.average.update_parameters(self.rule)
 
     def _validate(self) -> None:
         config = self.config
@@ -147,7 +156,7 @@ class Trainer:
             if self.ranks.is_main:
                 card = {f"outer_valid_{name}": value for name, value in results.items()}
                 card |= {"problems": config.valid_tasks, "horizon": config.horizon}
-                save_rule(self.rule, self.run.checkpoints / "best", training=self._card(), results=card)
+                save_rule(self.kept, self.run.checkpoints / "best", training=self._card(), results=card)
         self.progress.validation(self.outer_step, results, self.best)
 
     def _validation_losses(self) -> Tensor:
@@ -156,9 +165,9 @@ class Trainer:
         generator = torch.Generator(self.device).manual_seed(derive_seed(config.seed, "validation"))
         part = share(n_tasks, self.ranks.rank, self.ranks.n_ranks)
         if n_tasks < self.ranks.n_ranks:  # a rank would have none
-            return evaluate(self.rule, config.task, n_tasks, length, "outer_valid", generator)
+            return evaluate(self.kept, config.task, n_tasks, length, "outer_valid", generator)
         family = Sharded(config.task, n_tasks, part)
-        mine = evaluate(self.rule, family, part.stop - part.start, length, "outer_valid", generator)
+        mine = evaluate(self.kept, family, part.stop - part.start, length, "outer_valid", generator)
         losses = mine.new_zeros(length, n_tasks)
         losses[:, part] = mine
         return self.ranks.sum(losses)
@@ -170,6 +179,7 @@ class Trainer:
         """Return the state of the run on rank 0, in a form that does not depend on the number of ranks."""
         mine = [batch.tensors(f"batch/{number}") for number, batch in enumerate(self.batches)]
         common = flatten_tree(dict(self.rule.state_dict()), "rule") | {"loop/generator": self.generator.get_state()}
+        common |= flatten_tree(dict(self.average.state_dict()), "average")
         for index, slots in self.adam.state_dict()["state"].items():
             common |= flatten_tree(slots, f"adam/{index}")
         digest = _digest(common) if self.ranks.n_ranks > 1 else None
@@ -222,6 +232,7 @@ class Trainer:
             return {name.removeprefix(prefix + "/"): t for name, t in tensors.items() if name.startswith(prefix + "/")}
 
         self.rule.load_state_dict(group("rule"))
+        self.average.load_state_dict(group("average"))
         moments = {i: group(f"adam/{i}") for i, _ in enumerate(self.rule.parameters())}
         self.adam.load_state_dict(self.adam.state_dict() | {"state": {i: m for i, m in moments.items() if m}})
         self.generator.set_state(tensors["loop/generator"])

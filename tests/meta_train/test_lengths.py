@@ -63,6 +63,7 @@ def test_lengths_out_of_range_are_value_errors(options, message):
         ({"lengths": Lengths("growing", min_horizon=101)}, r"min_horizon \(101\) must not exceed horizon \(100\)"),
         ({"lengths": Lengths("growing", min_truncation=21)}, r"min_truncation \(21\) must not exceed truncation"),
         ({"stagger": 9}, r"stagger \(9\) must not exceed n_tasks \(8\)"),
+        ({"average": 1.0}, r"average is a decay in \[0, 1\), got 1.0"),
         ({"stagger": 0}, "stagger must be an integer of at least 1"),
         ({"record_dtype": "int8"}, "record_dtype is one of"),
         ({"record_dtype": "bfloat16", "order": 2}, "record_dtype is an option of --estimator recorded"),

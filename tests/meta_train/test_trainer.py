@@ -23,6 +23,7 @@ from meta_train.config_json import to_json
 from meta_train.estimators import MetaLoss
 from meta_train.lengths import Lengths
 from meta_train.run_directory import RunDirectory
+from meta_train.seeds import derive_seed
 from meta_train.tracking import Progress
 from meta_train.trainer import Trainer
 from meta_train.unroll import evaluate
@@ -263,6 +264,7 @@ def test_the_extreme_seeds_train(seed, tmp_path):
         {"lengths": Lengths("growing", min_horizon=2)},
         {"estimator": "truncated", "checkpoint_steps": 2},
         {"record_dtype": "bfloat16"},
+        {"average": 0.8},
         {"divergence": 1.02},  # most trajectories are left out
     ],
     ids=str,
@@ -584,6 +586,28 @@ def test_the_best_checkpoint_is_the_one_with_the_lowest_validation(tmp_path):
     card = json.loads((tmp_path / "checkpoints/best/rule.json").read_text())
     assert card["training"]["outer_step"] == best
     assert card["results"]["outer_valid_meta_loss"] == logged[best] == begun.best
+
+
+def test_an_average_of_the_weights_is_what_is_validated_and_kept(tmp_path):
+    """θ̄_1 = θ_1, θ̄_t = d θ̄_{t−1} + (1 − d) θ_t."""
+    config = dataclasses.replace(TINY, average=0.8, outer_steps=9, validate_every=9, outer_lr=0.05)
+    begun, path = trainer(tmp_path, config), []
+    for _ in range(config.outer_steps):
+        begun._make_outer_step()
+        path.append({name: p.detach().clone() for name, p in begun.rule.named_parameters()})
+    expected = path[0]
+    for weights in path[1:]:
+        expected = {name: 0.8 * mean + 0.2 * weights[name] for name, mean in expected.items()}
+    begun._validate()
+    begun.save()
+    for checkpoint in ("best", "last"):
+        found = dict(load_rule(tmp_path / "checkpoints" / checkpoint).named_parameters())
+        torch.testing.assert_close(found, expected)
+    validated = next(line["valid/sum_loss"] for line in metrics(tmp_path) if "valid/sum_loss" in line)
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "validation"))
+    losses = evaluate(load_rule(tmp_path), config.task, config.valid_tasks, config.horizon, "outer_valid", generator)
+    assert validated == pytest.approx(losses.sum(0).mean().item(), rel=1e-5)
+    assert any(not torch.allclose(path[-1][name], mean) for name, mean in expected.items())
 
 
 def test_validation_problems_are_the_same_every_time_and_draw_nothing_from_training(tmp_path):
