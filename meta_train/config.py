@@ -69,8 +69,8 @@ class TrainConfig:
     final_outer_lr: float = 0.01
     """Fraction of outer_lr reached at the end of a cosine decay; 1 keeps it constant."""
     average: float = 0.0
-    """Decay per outer step of a moving average of the rule's weights, which is then validated and kept: it evens out the
-    noise of the meta-gradients. 0 keeps the weights themselves."""
+    """Decay per outer step of a moving average of the rule's weights, which is then validated and kept: it evens out
+    the noise of the meta-gradients. 0 keeps the weights themselves."""
     clip: float | None = 1.0
     """Largest norm of the meta-gradient; None for no clipping."""
     divergence: float = 1e4

@@ -35,7 +35,7 @@ def write_card(source: str | os.PathLike, results: Sequence[Path], notes: Sequen
 
     Args:
         source: as for `l2o.load_rule`.
-        results: directories of benchmarks, or directories that hold such directories.
+        results: directories of benchmarks, or directories that hold such directories, as a run directory may itself.
         notes: kept in rule.json, in the place of those that are there; none keeps those.
 
     Raises:
@@ -64,7 +64,7 @@ def card_text(source: str | os.PathLike, results: Sequence[Path], address: str |
     """
     facts, rule = read_card(find(source)), load_rule(source)
     config = _training_config(facts)
-    rows = list(_benchmark_rows(results))
+    rows = list(_benchmark_rows((*results, Path(source))))
     own = [row for row in rows if row["kind"] == "learned" and row["method"] == Path(source).resolve().name]
     title, where = (address.split("/")[-1], f"hf://{address}") if address else (Path(source).resolve().name, source)
     own_command = f"`l2o card {source}` writes this page; do not edit it." if str(source) in available() else ""

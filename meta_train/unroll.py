@@ -4,6 +4,7 @@ One inner step: draw a minibatch per task, evaluate loss and gradient at θ_t, a
 (estimators, validation, benchmarks) is built from `value_and_grad` and `apply_rule`.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -71,25 +72,39 @@ def losses_and_grads(
     with torch.enable_grad():
         params = {name: p if order and p.requires_grad else p.detach().requires_grad_() for name, p in params.items()}
         losses = task_losses(family, params, tasks, batch)
-        pieces = torch.autograd.grad(
-            losses.sum(), list(params.values()), create_graph=order == 2, retain_graph=order > 0, materialize_grads=True
-        )
-    grads = dict(zip(params, pieces, strict=True))
+        grads = dict(zip(params, _gradients(losses, tuple(params.values()), order), strict=True))
     return losses if order else losses.detach(), grads
 
 
+def _gradients(losses: Tensor, inputs: tuple[Tensor, ...], order: int) -> Sequence[Tensor]:
+    """Return the gradients of Σ losses, zero for an input that the losses ignore."""
+    seeds, graph = torch.ones_like(losses), order == 2
+    if not losses.is_cpu:  # where the engine's own threads need what the function around it hands them
+        return torch.autograd.grad((losses,), inputs, (seeds,), order > 0, graph, materialize_grads=True)
+    # torch.autograd.grad is this call and checks of its arguments, which take longer than a small task's backward pass.
+    engine = torch.autograd.Variable._execution_engine
+    pieces = engine.run_backward((losses,), (seeds,), order > 0, graph, inputs, True, accumulate_grad=False)
+    return [torch.zeros_like(tensor) if piece is None else piece for tensor, piece in zip(inputs, pieces, strict=True)]
+
+
 def apply_rule(
-    rule: UpdateRule, trajectories: Trajectories, losses: Tensor, grads: Params, overwrite: bool = False
+    rule: UpdateRule,
+    trajectories: Trajectories,
+    losses: Tensor,
+    grads: Params,
+    overwrite: bool = False,
+    flat: Tensor | None = None,
 ) -> Trajectories:
     """Make one update of every task.
 
     Args:
         overwrite: without autograd, allow the rule to reuse the memory of `trajectories.state`.
+        flat: `flatten(grads)`, where the caller has it.
     """
     tasks, params, state, step = trajectories
     if isinstance(rule, CoordinatewiseRule):  # takes task axes as they are: one axis of coordinates over all tasks
         update = rule.update_ if overwrite else rule.update
-        updates, state = update(flatten(grads), state, step)
+        updates, state = update(flatten(grads) if flat is None else flat, state, step)
         params = add_flat(params, updates)
     else:
 

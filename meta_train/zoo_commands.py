@@ -66,8 +66,7 @@ def push(
         private: Create it as a private one.
     """
     address = repository.removeprefix("hf://")
-    places = (*results, Path(source)) if Path(source).is_dir() else results
-    url = push_to_hub(source, address, card_text(source, places, address), private)
+    url = push_to_hub(source, address, card_text(source, results, address), private)
     print(f'{url}   (l2o.load("hf://{address}", params))')
 
 

@@ -18,6 +18,8 @@ from torch.autograd import forward_ad
 from l2o.kernels import lstm_cpu, reference
 from l2o.kernels.network import Network
 
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
+
 
 def _named(constants: Sequence[float | None]) -> dict[str, Any]:
     return dict(zip(("p", "log_eps", "scale", "forget_bias"), constants, strict=True))
@@ -149,7 +151,7 @@ def _is_plain_call(tensors: Sequence[Tensor]) -> bool:
         return False
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return False
-    return all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+    return _PLAIN.issuperset(map(type, tensors))
 
 
 def _operator_composes() -> bool:

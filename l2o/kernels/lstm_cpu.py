@@ -1,5 +1,6 @@
 """Call the compiled LSTM kernels on tensors: shapes are checked, results allocated, pointers passed through ctypes."""
 
+import ctypes
 import functools
 import struct
 
@@ -71,17 +72,20 @@ def _call(function: str, steps: int, inputs, network: Network, pointers: list[in
     """Pack the struct `Arguments` of lstm_cpu.cpp and call; `pointers` are those from `updates` on."""
     weights, biases, output_weight, output_bias, p, log_eps, scale, forget_bias = network
     # The list keeps copies that `contiguous` makes alive.
-    tensors = [tensor.contiguous() for tensor in (*inputs, output_weight, output_bias, *weights, *biases)]
-    addresses = [tensor.data_ptr() for tensor in tensors]
+    tensors = [*map(Tensor.contiguous, (*inputs, output_weight, output_bias, *weights, *biases))]
+    addresses = [*map(Tensor.data_ptr, tensors)]
     grads, hidden = tensors[:2]
     layers, units, n = hidden.shape
-    arguments = _format(layers).pack(
+    call, structure = _prepare(library(), function, grads.dtype, hidden.dtype, layers)
+    arguments = structure.pack(
         *(n, steps, layers, units, torch.get_num_threads(), p is not None, p or 0.0, log_eps, scale, forget_bias),
         *(*addresses[:5], *pointers, *addresses[5:], *(d_theta or [0] * (2 * layers))),
     )
-    getattr(library(), f"l2o_lstm_{function}_{_SUFFIXES[grads.dtype, hidden.dtype]}")(arguments)
+    call(arguments)
 
 
 @functools.cache
-def _format(layers: int) -> struct.Struct:
-    return struct.Struct(f"6q4d{16 + 4 * layers}Q")
+def _prepare(compiled: ctypes.CDLL, function: str, dtype: torch.dtype, state_dtype: torch.dtype, layers: int):
+    """Return the compiled function and the layout of its argument."""
+    call = getattr(compiled, f"l2o_lstm_{function}_{_SUFFIXES[dtype, state_dtype]}")
+    return call, struct.Struct(f"6q4d{16 + 4 * layers}Q")

@@ -7,9 +7,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from l2o.rule import UpdateRule
+from l2o.rule import UpdateRule, flatten
 from l2o.rules import SGD, Adam, AdamConfig, Momentum, MomentumConfig, RMSprop, RMSpropConfig, SGDConfig
-from meta_train.unroll import Trajectories, apply_rule, evaluate, start, task_losses, value_and_grad
+from meta_train.unroll import (
+    Trajectories,
+    apply_rule,
+    evaluate,
+    losses_and_grads,
+    start,
+    task_losses,
+    value_and_grad,
+)
 from tasks import MLP, TASKS, ModuleTask, Quadratic
 
 
@@ -202,3 +210,46 @@ def test_a_loss_that_takes_task_axes_equals_vmap(build, float64):
     by_axes = task_losses(family, trajectories.params, trajectories.tasks, batch)
     by_vmap = torch.func.vmap(family.loss)(trajectories.params, trajectories.tasks, batch)
     torch.testing.assert_close(by_axes, by_vmap, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_gradients_are_those_of_torch_autograd_to_the_bit(family, order):
+    now = start(SGD(), family, 3, seeded())
+    if order:
+        now = now._replace(params={name: p.requires_grad_() for name, p in now.params.items()})
+    batch = family.sample_batch(now.tasks, 3, "train", seeded())
+    losses, grads = losses_and_grads(family, now.params, now.tasks, batch, order)
+    params = {name: p.detach().requires_grad_() for name, p in now.params.items()}
+    expected = task_losses(family, params, now.tasks, batch)
+    pieces = torch.autograd.grad(expected.sum(), list(params.values()), create_graph=True)
+    assert torch.equal(losses, expected)
+    assert all(torch.equal(grads[name], piece) for name, piece in zip(params, pieces, strict=True))
+    if order == 2:
+        for found, right in zip(differentiate(grads.values(), now.params), differentiate(pieces, params), strict=True):
+            assert torch.equal(found, right)
+    if order:  # the graph is still there
+        torch.autograd.grad(losses.sum(), list(now.params.values()))
+
+
+def differentiate(grads, params):
+    """The gradient of the squared length of a gradient."""
+    return torch.autograd.grad(sum(g.square().sum() for g in grads), list(params.values()), retain_graph=True)
+
+
+def test_a_loss_that_cannot_be_differentiated_says_so():
+    family = Quadratic(dim=2)
+    object.__setattr__(family, "loss", lambda params, task, batch: task["y"].sum(1))
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        value_and_grad(family, start(SGD(), family, 2, seeded()), "train", seeded())
+
+
+def test_flat_gradients_that_are_given_are_those_that_count(rule):
+    family = MLP(hidden=(3,), batch_size=4)
+    now = start(rule, family, 2, seeded())
+    losses, grads = value_and_grad(family, now, "train", seeded())
+    with torch.no_grad():
+        expected = apply_rule(rule, now, losses, grads)
+        found = apply_rule(rule, now, losses, {}, flat=flatten(grads))
+    for name, value in expected.params.items():
+        assert torch.equal(found.params[name], value)
+        assert not torch.equal(found.params[name], now.params[name])
