@@ -61,7 +61,7 @@ def from_json(values: dict[str, Any], task: TaskFamily | None = None) -> TrainCo
 
 def _task_to_json(task: TaskFamily) -> dict[str, Any]:
     if type(task) not in TASKS.values():
-        return {"python": _type_name(task)}
+        return {"python": _type_name(task), **task.describe()}
     # Every family in TASKS is a dataclass, which the base class cannot say.
     return {"name": _name(task, TASKS, "tasks.TASKS"), **dataclasses.asdict(task)}  # pyright: ignore
 
@@ -75,8 +75,12 @@ def _task_from_json(values: dict[str, Any], task: TaskFamily | None) -> TaskFami
         raise ValueError(
             f"the tasks of this run are a {made_in_python} made in Python: continue it there, with meta_train.api.train"
         )
-    if _type_name(task) != made_in_python:
+    now = _task_to_json(task)
+    if now.get("python") != made_in_python:
         raise ValueError(f"the tasks of this run are a {made_in_python}, not a {_type_name(task)}")
+    changed = [f"{name} was {values.get(name)} and is {now[name]}" for name in now if values.get(name) != now[name]]
+    if changed:
+        raise ValueError(f"the tasks of this run are others than those given: {'; '.join(changed)}")
     return task
 
 

@@ -14,6 +14,8 @@ from meta_train.report_styles import LIGHT, Style, method_styles  # noqa: E402
 _MARKERS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", None: ""}
 _MARKER_GAP = 8
 """A marker after every eighth of the curve."""
+_LEGEND_LETTERS = 11.5
+"""Letters of the legend's font in an inch of the figure."""
 
 
 def draw_curves(results: Results, path: Path) -> None:
@@ -31,7 +33,9 @@ def draw_curves(results: Results, path: Path) -> None:
     for axis in axes.flat[len(settings) :]:
         axis.set_axis_off()
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, handlelength=4)
+    # As many columns as fit: a name of the user's own may be long.
+    n_columns = max(1, min(4, int(_LEGEND_LETTERS * figure.get_figwidth() / (max(map(len, labels)) + 12))))
+    figure.legend(handles, labels, loc="outside lower center", ncols=n_columns, frameon=False, handlelength=4)
     figure.suptitle(f"{results.protocol['name']}: mean loss of {results.protocol['problems']} test problems")
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -7,6 +7,7 @@ Every file is compared with its published sha256 before it is used. With the fil
 """
 
 import functools
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -172,6 +173,15 @@ class Minibatches:
         if self._pixel_max is not None:
             inputs = inputs.to(torch.get_default_dtype()) / self._pixel_max
         return {"inputs": inputs, "targets": targets}
+
+    def checksum(self) -> str:
+        """Return the sha256 of all samples, as hexadecimal digits."""
+        content = hashlib.sha256()
+        for split, samples in sorted(self._splits.items()):
+            content.update(split.encode())
+            for values in samples:
+                content.update(values.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return content.hexdigest()
 
     def _on(self, split: Split, device: torch.device) -> Samples:
         if split not in self._splits:

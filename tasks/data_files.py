@@ -115,6 +115,8 @@ def _difference(content: bytes, file: DataFile) -> str | None:
     found = hashlib.sha256(content).hexdigest()
     if found == file.sha256:
         return None
+    if content.startswith(b"\x1f\x8b"):
+        return f"its {len(content)} bytes of gzip are damaged or cut short"
     return f"expected {file.size} bytes with sha256 {file.sha256}, found {len(content)} bytes with sha256 {found}"
 
 

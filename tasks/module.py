@@ -14,6 +14,8 @@ and the minibatch, which three kinds of layers are not, as torch writes them:
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,6 +108,23 @@ class ModuleTask(TaskFamily):
             self._constants = {name: tensor.to(device) for name, tensor in self._constants.items()}
         output = torch.func.functional_call(self._module, {**self._constants, **params}, (batch["inputs"],))
         return self.loss_fn(output, batch["targets"])
+
+    def describe(self) -> dict[str, Any]:
+        """See `TaskFamily.describe`: sizes, the data's checksum, and a loss, which knows the module and loss_fn."""
+        return self._description
+
+    @cached_property
+    def _description(self) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(0)
+        params, batch = self.init_params({}, 1, generator), self.sample_batch({}, 1, "train", generator)
+        with torch.no_grad():
+            probe = self.loss({name: p[0] for name, p in params.items()}, {}, {name: b[0] for name, b in batch.items()})
+        return {
+            "parameters": {name: list(p.shape[1:]) for name, p in params.items()},
+            "batch_size": self.batch_size,
+            "data": self.data.checksum(),
+            "loss": f"{probe.item():.3g}",
+        }
 
     def _make_modules(self, n_modules: int, seed: int) -> list[nn.Module]:
         with torch.random.fork_rng(devices=[]):

@@ -4,8 +4,9 @@ Sampling is batched over tasks and draws from an explicit generator, outside any
 pure, so that the loop can vectorise it with `torch.func.vmap`.
 """
 
+import dataclasses
 from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -53,6 +54,12 @@ class TaskFamily(ABC):
         """
         batch = self.sample_batch(tasks, n_tasks, split, generator)
         return {name: tensor[part] for name, tensor in batch.items()}
+
+    def describe(self) -> dict[str, Any]:
+        """Return facts, as JSON holds them, by which a run that is continued recognises its tasks."""
+        # Nearly every family is a dataclass, which the base class cannot say.
+        fields = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
+        return {field.name: repr(getattr(self, field.name)) for field in fields}
 
     @abstractmethod
     def loss(self, params: Params, task: Data, batch: Data) -> Tensor:

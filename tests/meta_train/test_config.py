@@ -153,19 +153,52 @@ def test_estimators_by_name_where_auto_takes_recorded_gradients_for_first_order_
     assert TrainConfig(Quadratic(), **options).build_estimator() == expected
 
 
-def test_a_family_made_in_python_is_named_and_needed_again():
-    module_task, other = object.__new__(ModuleTask), object.__new__(Unnamed)
-    values = json.loads(json.dumps(to_json(TrainConfig(module_task))))
-    assert values["task"] == {"python": "tasks.module.ModuleTask"}
-    assert from_json(values, module_task).task is module_task
+def module_task(**changes) -> ModuleTask:
+    inputs = torch.arange(60.0).reshape(20, 3)
+    arguments = {"module": lambda: torch.nn.Linear(3, 2), "loss_fn": torch.nn.functional.mse_loss, "batch_size": 4}
+    arguments |= {"data": (inputs, inputs[:, :2])} | changes
+    return ModuleTask(**arguments)
+
+
+def test_a_family_made_in_python_is_described_and_needed_again():
+    values = json.loads(json.dumps(to_json(TrainConfig(module_task()))))
+    assert values["task"]["python"] == "tasks.module.ModuleTask" and values["task"]["batch_size"] == 4
+    again = module_task()
+    assert from_json(values, again).task is again
     with pytest.raises(ValueError, match=r"are a tasks.module.ModuleTask made in Python: continue it there"):
         from_json(values)
-    with pytest.raises(ValueError, match=r"are a tasks.module.ModuleTask, not a .*Unnamed"):
-        from_json(values, other)
+    with pytest.raises(ValueError, match=r"are a tasks.module.ModuleTask, not a tasks.quadratic.Quadratic"):
+        from_json(values, Quadratic())
 
 
-class Unnamed(ModuleTask):
-    """A family that no table lists."""
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"batch_size": 5}, "batch_size was 4 and is 5"),
+        ({"loss_fn": torch.nn.functional.l1_loss}, "loss was"),
+        ({"module": lambda: torch.nn.Linear(3, 2, bias=False)}, "parameters was"),
+        ({"module": lambda: torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Tanh())}, "parameters was"),
+        ({"data": (torch.arange(60.0).reshape(20, 3), torch.zeros(20, 2))}, "data was"),
+    ],
+)
+def test_other_tasks_than_those_of_the_run_are_refused_with_what_has_changed(changes, named):
+    values = json.loads(json.dumps(to_json(TrainConfig(module_task()))))
+    with pytest.raises(ValueError, match=f"others than those given: .*{named}"):
+        from_json(values, module_task(**changes))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tilted(Quadratic):
+    """A dataclass that no table lists."""
+
+    angle: float = 0.0
+
+
+def test_a_dataclass_made_in_python_is_described_by_its_fields():
+    values = json.loads(json.dumps(to_json(TrainConfig(Tilted(angle=0.5)))))
+    assert from_json(values, Tilted(angle=0.5)).task == Tilted(angle=0.5)
+    with pytest.raises(ValueError, match=r"angle was 0.5 and is 0.25"):
+        from_json(values, Tilted(angle=0.25))
 
 
 def test_a_rule_without_a_name_is_refused_with_the_place_to_add_it():
