@@ -137,13 +137,19 @@ def flatten(tensors: Params) -> Tensor:
 
 def add_flat(params: Params, updates: Tensor) -> Params:
     """Return params + updates, where updates has the layout of `flatten`; each tensor keeps its shape and dtype."""
-    pieces = updates.split([tensor.numel() for tensor in params.values()])
+    # Nothing to split and nothing to cast are common, and cost small tasks as much as the sum itself.
+    single = len(params) == 1
+    pieces = [updates] if single else updates.split([tensor.numel() for tensor in params.values()])
     return {
-        name: (tensor + piece.reshape(tensor.shape)).to(tensor.dtype)
+        name: _cast(tensor + piece.reshape(tensor.shape), tensor.dtype)
         for (name, tensor), piece in zip(params.items(), pieces, strict=True)
     }
 
 
 def accumulator(tensor: Tensor) -> Tensor:
     """Return the tensor in at least float32, the precision in which rules compute and accumulate."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return _cast(tensor, torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)

@@ -25,7 +25,7 @@ RuleConfig = functools.reduce(
 
 EstimatorName = Literal[("auto", *ESTIMATORS)]  # pyright: ignore (the names are in a table)
 
-_ESTIMATOR_OPTIONS = {"checkpoint_steps": "truncated", "record_dtype": "recorded"}
+_ESTIMATOR_OPTIONS = {"checkpoint_steps": "truncated", "compile_steps": "truncated", "record_dtype": "recorded"}
 """Options that mean nothing to other estimators."""
 
 
@@ -49,6 +49,8 @@ class TrainConfig:
     """Scale of the perturbations of es, pes and nres, units of the rule's weights."""
     checkpoint_steps: int | None = None
     """Inner steps whose graph is held at a time, by the truncated estimator; None holds the whole window's."""
+    compile_steps: int | None = None
+    """With order 2 and the truncated estimator: at most this many inner steps become one compiled graph; None: eager."""
     record_dtype: RecordDtype | None = None
     """How recorded gradients are stored; None keeps their precision. bfloat16 halves the memory."""
     horizon: int = 100

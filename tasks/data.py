@@ -171,7 +171,7 @@ class Minibatches:
             values.index_select(0, index.flatten()).reshape(*index.shape, *values.shape[1:]) for values in samples
         )
         if self._pixel_max is not None:
-            inputs = inputs.to(torch.get_default_dtype()) / self._pixel_max
+            inputs = inputs.to(torch.get_default_dtype()).div_(self._pixel_max)  # they are a copy already
         return {"inputs": inputs, "targets": targets}
 
     def checksum(self) -> str:

@@ -113,23 +113,31 @@ class MLP(TaskFamily):
 
     def logits(self, params: Params, inputs: Tensor) -> Tensor:
         """Return h_L, shape (…, batch_size, 10), of inputs (…, batch_size, n_pixels)."""
-        hidden = inputs
-        for layer in range(len(self.hidden) + 1):
-            if layer > 0:
-                hidden = _ACTIVATIONS[self.activation](hidden)
-            hidden = hidden @ params[f"{layer}.weight"].mT + params[f"{layer}.bias"].unsqueeze(-2)
-        return hidden
+        return self._columns(params, inputs).mT
 
     def loss(self, params: Params, task: Data, batch: Data) -> Tensor:
         """Mean cross-entropy in nats, shape (); with a leading task axis on everything, without vmap, (n_tasks,)."""
-        log_probability = torch.log_softmax(self.logits(params, batch["inputs"]), -1)
+        log_probability = torch.log_softmax(self._columns(params, batch["inputs"]), -2)
         # gather: a tenth faster under vmap than torch.nn.functional.cross_entropy
-        return -log_probability.gather(-1, batch["targets"].unsqueeze(-1)).mean((-2, -1))
+        return -log_probability.gather(-2, batch["targets"].unsqueeze(-2)).mean((-2, -1))
 
     def accuracy(self, params: Params, batch: Data) -> Tensor:
         """Fraction of the minibatch classified correctly, shape (); axes as in `loss`."""
         predicted = self.logits(params, batch["inputs"]).argmax(-1)
         return (predicted == batch["targets"]).to(batch["inputs"].dtype).mean(-1)
+
+    def _columns(self, params: Params, inputs: Tensor) -> Tensor:
+        """Return h_L with a column per sample, shape (…, 10, batch_size).
+
+        Layers are narrow and minibatches wide: BLAS takes three quarters of the time of h Wᵀ for W h, for its gradient
+        and for the gradient of that.
+        """
+        hidden = inputs.mT
+        for layer in range(len(self.hidden) + 1):
+            if layer > 0:
+                hidden = _ACTIVATIONS[self.activation](hidden)
+            hidden = params[f"{layer}.weight"] @ hidden + params[f"{layer}.bias"].unsqueeze(-1)
+        return hidden
 
     def _draw(self, shape: tuple[int, ...], n_in: int, generator: torch.Generator) -> Tensor:
         if self.init_scale is not None:

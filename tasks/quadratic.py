@@ -49,5 +49,6 @@ class Quadratic(TaskFamily):
 
     def loss(self, params: Params, task: Data, batch: Data) -> Tensor:
         """‖Wθ − y‖², shape (), or (n_tasks,) with a leading task axis."""
-        residual = (task["W"] @ params["theta"].unsqueeze(-1)).squeeze(-1) - task["y"]
-        return residual.square().sum(-1)
+        theta, y = params["theta"].unsqueeze(-1), task["y"].unsqueeze(-1)
+        fused = torch.addmm if theta.ndim == 2 else torch.baddbmm  # `@` and `-` would be six nodes of the graph
+        return fused(y, task["W"], theta, beta=-1).square().sum((-2, -1))

@@ -137,8 +137,14 @@ class CoordinatewiseLSTM(CoordinatewiseRule):
 
     def _network(self) -> dict[str, Any]:
         # Iterating over a ParameterList costs as much as 100 coordinates; its dict has what functional_call put there.
-        lists = (list(parameters._parameters.values()) for parameters in (self.weights, self.biases))
-        theta = (*lists, self.output_weight, self.output_bias)
         config = self.config
-        constants = {"p": config.p, "log_eps": config.log_eps, "scale": config.scale, "forget_bias": config.forget_bias}
-        return dict(zip(("weights", "biases", "output_weight", "output_bias"), theta, strict=True)) | constants
+        return {
+            "weights": list(self.weights._parameters.values()),
+            "biases": list(self.biases._parameters.values()),
+            "output_weight": self.output_weight,
+            "output_bias": self.output_bias,
+            "p": config.p,
+            "log_eps": config.log_eps,
+            "scale": config.scale,
+            "forget_bias": config.forget_bias,
+        }

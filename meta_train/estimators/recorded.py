@@ -11,6 +11,7 @@ the optimizee's graph nor, beyond the record, on the window.
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -106,6 +107,7 @@ def roll(
     own_batches = meta_loss.split != meta_loss.inner_split
     params = trajectories.params.values()
     shape, dtype = (length + 1, sum(p.numel() for p in params)), dtype or _precision(trajectories.params)
+    exact = dtype is _precision(trajectories.params)
     inner = torch.empty(shape, dtype=dtype, device=next(iter(params)).device)
     meta = torch.empty_like(inner) if own_batches else inner
     curve: list[Tensor] = []
@@ -113,8 +115,9 @@ def roll(
     for k in range(length):
         losses, grads = value_and_grad(family, trajectories, meta_loss.inner_split, generator)
         curve.append(losses)
-        _write(grads, inner[k])
-        trajectories = apply_rule(rule, trajectories, losses, grads, overwrite=True)
+        row = _write(grads, inner[k])
+        flat = row if exact else None  # what is stored in bfloat16 is not what the rule sees
+        trajectories = apply_rule(rule, trajectories, losses, grads, overwrite=True, flat=flat)
         if own_batches or k == length - 1:
             losses, grads = value_and_grad(family, trajectories, meta_loss.split, generator)
             _write(grads, meta[k + 1])
@@ -126,9 +129,9 @@ def _precision(params: Params) -> torch.dtype:
     return functools.reduce(torch.promote_types, (p.dtype for p in params.values()), torch.float32)
 
 
-def _write(grads: Params, row: Tensor) -> None:
-    """Write what `flatten` returns into a row of the record."""
-    torch.cat([accumulator(grad).reshape(-1) for grad in grads.values()], out=row)
+def _write(grads: Params, row: Tensor) -> Tensor:
+    """Write what `flatten` returns into a row of the record, and return the row."""
+    return torch.cat([accumulator(grad).reshape(-1) for grad in grads.values()], out=row)
 
 
 def _blocks(n_steps: int, n_coordinates: int) -> Sequence[slice]:
@@ -138,6 +141,6 @@ def _blocks(n_steps: int, n_coordinates: int) -> Sequence[slice]:
 
 def _sums_from_the_end(rows: Tensor) -> Tensor:
     """Overwrite row t with Σ_{k≥t} of the rows."""
-    for t in range(len(rows) - 2, -1, -1):
-        rows[t] += rows[t + 1]
+    for later, row in itertools.pairwise(reversed(rows.unbind())):
+        row += later
     return rows

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from l2o.rule import UpdateRule
 from meta_train.estimators.estimator import Estimator, MetaGradient, MetaLoss
+from meta_train.inner_steps import inner_steps, largest_divisor
 from meta_train.tree import flatten_tree, rebuild_tree
 from meta_train.unroll import Trajectories, apply_rule, value_and_grad
 from tasks.task import TaskFamily
@@ -49,17 +50,26 @@ class Truncated(Estimator):
         checkpoint_steps: inner steps C whose graph is held at a time; None holds the whole window's. The square root of
             the window needs least memory.
 
+        compile_steps: second order: at most this many inner steps become one compiled graph; None runs eagerly, and so
+            does, with one warning, what cannot be compiled. Compiling takes 20 to 60 CPU-seconds at the first window,
+            then a step loses most of its overhead and the more, the more steps a graph has.
+
     Raises:
-        ValueError: if checkpoint_steps is below one.
+        ValueError: if checkpoint_steps or compile_steps is below one, or compile_steps is given in first order.
     """
 
     order: Literal[1, 2] = 1
     checkpoint_steps: int | None = None
+    compile_steps: int | None = None
 
     def __post_init__(self):
-        """Check the range."""
-        if self.checkpoint_steps is not None and self.checkpoint_steps < 1:
-            raise ValueError(f"checkpoint_steps must be at least 1, or None for none, got {self.checkpoint_steps}")
+        """Check the ranges."""
+        for name in ("checkpoint_steps", "compile_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, or None for none, got {value}")
+        if self.compile_steps is not None and self.order == 1:
+            raise ValueError("compile_steps is for second order; pass order=2, or compile_steps=None")
 
     def estimate(
         self,
@@ -95,17 +105,20 @@ class Truncated(Estimator):
         """Make steps with a graph; return their part of the meta-loss, the inner losses and where they end."""
         rule, family, meta_loss, weights = window
         total, curve = torch.zeros(()), []
-        for k in steps:
-            losses, grads = value_and_grad(family, trajectories, meta_loss.inner_split, generator, self.order)
-            if k > 0 and not window.own_batches:
-                total = total + weights[k - 1] * losses.mean()
-            curve.append(losses.detach())
-            trajectories = apply_rule(rule, trajectories, losses, grads)
-            if window.own_batches or k == len(weights) - 1:
-                losses, _ = value_and_grad(family, trajectories, meta_loss.split, generator, order=1)
-                total = total + weights[k] * losses.mean()
-            if k == len(weights) - 1:
+        make = inner_steps(rule, family, self.order, self.compile_steps is not None)
+        make.begin()
+        count = 1 if window.own_batches else largest_divisor(len(steps), self.compile_steps or 1)
+        for last in steps[count - 1 :: count]:
+            made, trajectories = make(rule, trajectories, meta_loss.inner_split, generator, count)
+            for k, losses in enumerate(made, last - count):  # at θ_{k+1}, whose weight is the k-th
+                if k >= 0 and not window.own_batches:
+                    total = total + weights[k] * losses.mean()
                 curve.append(losses.detach())
+            if window.own_batches or last == len(weights) - 1:
+                losses = make.losses(trajectories, meta_loss.split, generator)
+                total = total + weights[last] * losses.mean()
+                if last == len(weights) - 1:
+                    curve.append(losses.detach())
         return total, curve, trajectories
 
 
