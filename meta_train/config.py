@@ -50,7 +50,7 @@ class TrainConfig:
     checkpoint_steps: int | None = None
     """Inner steps whose graph is held at a time, by the truncated estimator; None holds the whole window's."""
     compile_steps: int | None = None
-    """With order 2 and the truncated estimator: at most this many inner steps become one compiled graph; None: eager."""
+    """Inner steps, at most, that become one compiled graph; for the truncated estimator of order 2. None: eager."""
     record_dtype: RecordDtype | None = None
     """How recorded gradients are stored; None keeps their precision. bfloat16 halves the memory."""
     horizon: int = 100

@@ -65,7 +65,13 @@ def open_wandb(directory: Path, mode: WandbMode, *, name: str, identity: bytes, 
                 raise ValueError(f"--wandb online: {reason}. Check the network, or take --wandb offline") from error
             print(f"Weights & Biases goes on offline: {reason}", file=sys.stderr)
             wandb.teardown()  # frees the id, which the attempt holds
-    return wandb.init(**facts, mode="offline")
+    try:
+        return wandb.init(**facts, mode="offline")
+    except Exception as error:  # its service may fail in ways that wandb.Error does not cover, such as a busy machine
+        if mode != "auto":
+            raise
+        print(f"Weights & Biases is off: {str(error).splitlines()[0] if str(error) else error!r}", file=sys.stderr)
+        return None
 
 
 def log_model(run, name: str, checkpoint: Path, facts: dict[str, Any]) -> None:

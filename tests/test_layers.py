@@ -12,7 +12,10 @@ REPOSITORY = Path(__file__).parents[1]
 FORBIDDEN = {"l2o": {"tasks", "meta_train"}, "tasks": {"meta_train"}, "meta_train": set()}
 RULELESS = {"l2o.proximal"}
 """All that tasks may import of l2o: a task knows no rule."""
-OPTIONAL = tuple("tyro tqdm matplotlib wandb sklearn PIL pooch requests higher learn2learn triton huggingface_hub wandb_workspaces".split())
+OPTIONAL = (
+    *("tyro", "tqdm", "matplotlib", "wandb", "wandb_workspaces", "sklearn", "PIL", "pooch", "requests"),
+    *("higher", "learn2learn", "huggingface_hub", "triton"),
+)
 
 
 def imports(path: Path) -> set[str]:

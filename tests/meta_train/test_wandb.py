@@ -19,7 +19,7 @@ from meta_train import commands
 from meta_train.report import write_report
 from meta_train.wandb_benchmark import log_benchmark, metric_name
 from meta_train.wandb_report import report_publisher
-from meta_train.wandb_run import choose_wandb
+from meta_train.wandb_run import choose_wandb, open_wandb
 
 wandb = pytest.importorskip("wandb")
 
@@ -263,3 +263,15 @@ def test_a_report_needs_a_login(nobody):
 
 def test_the_names_of_learned_rules_are_those_of_the_made_up_race():
     assert list(METHODS)[: len(LEARNED)] == list(LEARNED)
+
+
+def test_training_goes_on_without_a_service_that_does_not_start(nobody, tmp_path, monkeypatch, capsys):
+    def fail(**facts):
+        raise RuntimeError("the service did not start\nand more")
+
+    monkeypatch.setattr(wandb, "init", fail)
+    facts = {"name": "run", "identity": b"", "kind": "training", "config": {}}
+    assert open_wandb(tmp_path, "auto", **facts) is None
+    assert capsys.readouterr().err == "Weights & Biases is off: the service did not start\n"
+    with pytest.raises(RuntimeError):
+        open_wandb(tmp_path, "offline", **facts)

@@ -171,9 +171,7 @@ def test_a_task_with_samples_of_its_own_sees_these_alone_and_all_of_them(split):
     batches = [family.sample_batch(tasks, n_tasks, split, generator) for _ in range(2)]
     everything = load_dataset("digits")[split]
     known = images_with_labels(everything.inputs.flatten(1) / 16, everything.targets)
-    pools = [
-        [images_with_labels(batch["inputs"][i], batch["targets"][i]) for i in range(n_tasks)] for batch in batches
-    ]
+    pools = [[images_with_labels(batch["inputs"][i], batch["targets"][i]) for i in range(n_tasks)] for batch in batches]
     assert pools[0] == pools[1]  # 500 draws out of 20 see all of them, but for one time in 10^10
     assert all(len(pool) == 20 and pool <= known for pool in pools[0])
     assert len(set.union(*pools[0])) > 60  # other tasks, other samples
