@@ -70,7 +70,8 @@ def open_wandb(directory: Path, mode: WandbMode, *, name: str, identity: bytes, 
     except Exception as error:  # its service may fail in ways that wandb.Error does not cover, such as a busy machine
         if mode != "auto":
             raise
-        print(f"Weights & Biases is off: {str(error).splitlines()[0] if str(error) else error!r}", file=sys.stderr)
+        reason = (str(error) or repr(error)).splitlines()[0]
+        print(f"Weights & Biases is off: {reason}", file=sys.stderr)
         return None
 
 
