@@ -6,6 +6,7 @@ draws. The same code therefore runs under autograd, under `torch.func.vmap` over
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -88,6 +89,19 @@ class CoordinatewiseRule(UpdateRule):
         """
         wide = (tensor.to(grads.dtype) if tensor.dtype is torch.bfloat16 else tensor for tensor in state)
         return self.update(grads, type(state)(*wide), step)
+
+    def stepper(self, state: State) -> Callable[[Tensor, Tensor], tuple[Tensor, State]]:
+        """Return `update_` for a loop of many steps that begins at this state, without the state among its arguments.
+
+        The weights must not change while the loop runs.
+        """
+
+        def advance(grads: Tensor, step: Tensor) -> tuple[Tensor, State]:
+            nonlocal state
+            updates, state = self.update_(grads, state, step)
+            return updates, state
+
+        return advance
 
     def update_vjp(self, grads: Tensor, cotangents: Tensor, state: State, step: Tensor) -> dict[str, Tensor]:
         """Return the gradient of Σ_t ⟨c_t, u_t⟩ with respect to θ, by name, where u_t are the updates of K steps.

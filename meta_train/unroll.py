@@ -88,23 +88,17 @@ def _gradients(losses: Tensor, inputs: tuple[Tensor, ...], order: int) -> Sequen
 
 
 def apply_rule(
-    rule: UpdateRule,
-    trajectories: Trajectories,
-    losses: Tensor,
-    grads: Params,
-    overwrite: bool = False,
-    flat: Tensor | None = None,
+    rule: UpdateRule, trajectories: Trajectories, losses: Tensor, grads: Params, overwrite: bool = False
 ) -> Trajectories:
     """Make one update of every task.
 
     Args:
         overwrite: without autograd, allow the rule to reuse the memory of `trajectories.state`.
-        flat: `flatten(grads)`, where the caller has it.
     """
     tasks, params, state, step = trajectories
     if isinstance(rule, CoordinatewiseRule):  # takes task axes as they are: one axis of coordinates over all tasks
         update = rule.update_ if overwrite else rule.update
-        updates, state = update(flatten(grads) if flat is None else flat, state, step)
+        updates, state = update(flatten(grads), state, step)
         params = add_flat(params, updates)
     else:
 

@@ -87,7 +87,7 @@ def step(
     """
     tensors = (grads, hidden, cell, *weights, *biases, output_weight, output_bias)
     constants = (p, log_eps, scale, forget_bias)
-    direct = _is_plain_call(tensors)
+    direct = is_plain_call(tensors)
     if out is not None and not direct:
         raise ValueError("out= is for loops without autograd and torch.func: call step under torch.no_grad()")
     kernel = _kernel(grads) if direct else None
@@ -143,7 +143,7 @@ def sequence_vjp(
         return kernel.sequence_vjp(*arguments, network)[:4]
 
 
-def _is_plain_call(tensors: Sequence[Tensor]) -> bool:
+def is_plain_call(tensors: Sequence[Tensor]) -> bool:
     """Whether nothing stands between the caller and the numbers: no autograd, transform, tracing or tensor subclass."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False

@@ -35,6 +35,35 @@ def step(grads: Tensor, hidden: Tensor, cell: Tensor, network: Network, out=None
     return results[0], results[1], results[2]
 
 
+class Stepper:
+    """See `l2o.kernels.stepper`: a step packs two more addresses and calls."""
+
+    def __init__(self, hidden: Tensor, cell: Tensor, network: Network):
+        weights, biases, output_weight, output_bias, p, *constants = network
+        layers, units, n = hidden.shape
+        like = torch.empty(n, dtype=output_bias.dtype)
+        check(like, hidden, cell, network)
+        check_out((like, hidden, cell), like, hidden, cell)
+        theta = [*map(Tensor.contiguous, (output_weight, output_bias, *weights, *biases))]
+        self._tensors = (hidden, cell, *theta)  # what the addresses point to stays alive
+        self._expected = (like.dtype, like.device, like.shape)
+        state, theta = [hidden.data_ptr(), cell.data_ptr()], [*map(Tensor.data_ptr, theta)]
+        self._call, self._structure = _prepare(library(), "step", like.dtype, hidden.dtype, layers)
+        self._sizes, self._constants = (n, 1, layers, units), (p is not None, p or 0.0, *constants)
+        self._between = (*state, *theta[:2])
+        self._after = (*state, *_NOT_GIVEN, *theta[2:], *[0] * (2 * layers))
+
+    def __call__(self, grads: Tensor) -> Tensor:
+        """Advance the state and return the updates."""
+        expect("grads", grads, *self._expected)
+        grads = grads.contiguous()
+        updates = torch.empty_like(grads)
+        head = (*self._sizes, torch.get_num_threads(), *self._constants)
+        pointers = (grads.data_ptr(), *self._between, updates.data_ptr(), *self._after)
+        self._call(self._structure.pack(*head, *pointers))
+        return updates
+
+
 def sequence_vjp(
     grads: Tensor,
     cotangents: Tensor,

@@ -16,6 +16,7 @@ The TensorFlow reference of the paper's authors is the config `TENSORFLOW`: p = 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -118,6 +119,14 @@ class CoordinatewiseLSTM(CoordinatewiseRule):
         out = (torch.empty_like(grads), state.hidden, state.cell)
         updates, _, _ = kernels.step(grads, *state, **self._network(), out=out)
         return updates, state
+
+    def stepper(self, state: LSTMState) -> Callable[[Tensor, Tensor], tuple[Tensor, LSTMState]]:
+        """See `CoordinatewiseRule.stepper`."""
+        dtype = self.output_bias.dtype
+        if state.hidden.dtype is not dtype:
+            return super().stepper(state)
+        advance = kernels.stepper(*state, **self._network())
+        return lambda grads, step: (advance(grads.to(dtype)), state)
 
     def update_vjp(self, grads: Tensor, cotangents: Tensor, state: LSTMState, step: Tensor) -> dict[str, Tensor]:
         """See `CoordinatewiseRule.update_vjp`; fused, blocks of coordinates at a time."""

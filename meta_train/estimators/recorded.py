@@ -19,9 +19,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from l2o.rule import CoordinatewiseRule, Params, UpdateRule, accumulator
+from l2o.rule import CoordinatewiseRule, Params, UpdateRule, accumulator, add_flat, flatten
 from meta_train.estimators.estimator import Estimator, MetaGradient, MetaLoss
-from meta_train.unroll import Trajectories, apply_rule, value_and_grad
+from meta_train.unroll import Trajectories, value_and_grad
 from tasks.task import TaskFamily
 
 RecordDtype = Literal["bfloat16", "float16", "float32"]
@@ -87,7 +87,7 @@ class Recorded(Estimator):
 
 @torch.no_grad()
 def roll(
-    rule: UpdateRule,
+    rule: CoordinatewiseRule,
     family: TaskFamily,
     trajectories: Trajectories,
     meta_loss: MetaLoss,
@@ -107,7 +107,7 @@ def roll(
     own_batches = meta_loss.split != meta_loss.inner_split
     params = trajectories.params.values()
     shape, dtype = (length + 1, sum(p.numel() for p in params)), dtype or _precision(trajectories.params)
-    exact = dtype is _precision(trajectories.params)
+    exact, advance = dtype is _precision(trajectories.params), rule.stepper(trajectories.state)
     inner = torch.empty(shape, dtype=dtype, device=next(iter(params)).device)
     meta = torch.empty_like(inner) if own_batches else inner
     curve: list[Tensor] = []
@@ -116,8 +116,10 @@ def roll(
         losses, grads = value_and_grad(family, trajectories, meta_loss.inner_split, generator)
         curve.append(losses)
         row = _write(grads, inner[k])
-        flat = row if exact else None  # what is stored in bfloat16 is not what the rule sees
-        trajectories = apply_rule(rule, trajectories, losses, grads, overwrite=True, flat=flat)
+        # What is stored in bfloat16 is not what the rule sees.
+        updates, state = advance(row if exact else flatten(grads), trajectories.step)
+        moved = add_flat(trajectories.params, updates)
+        trajectories = Trajectories(trajectories.tasks, moved, state, trajectories.step + 1)
         if own_batches or k == length - 1:
             losses, grads = value_and_grad(family, trajectories, meta_loss.split, generator)
             _write(grads, meta[k + 1])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from l2o.rule import UpdateRule, flatten
+from l2o.rule import UpdateRule
 from l2o.rules import SGD, Adam, AdamConfig, Momentum, MomentumConfig, RMSprop, RMSpropConfig, SGDConfig
 from meta_train.unroll import (
     Trajectories,
@@ -241,15 +241,3 @@ def test_a_loss_that_cannot_be_differentiated_says_so():
     object.__setattr__(family, "loss", lambda params, task, batch: task["y"].sum(1))
     with pytest.raises(RuntimeError, match="does not require grad"):
         value_and_grad(family, start(SGD(), family, 2, seeded()), "train", seeded())
-
-
-def test_flat_gradients_that_are_given_are_those_that_count(rule):
-    family = MLP(hidden=(3,), batch_size=4)
-    now = start(rule, family, 2, seeded())
-    losses, grads = value_and_grad(family, now, "train", seeded())
-    with torch.no_grad():
-        expected = apply_rule(rule, now, losses, grads)
-        found = apply_rule(rule, now, losses, {}, flat=flatten(grads))
-    for name, value in expected.params.items():
-        assert torch.equal(found.params[name], value)
-        assert not torch.equal(found.params[name], now.params[name])
