@@ -144,6 +144,50 @@ class CoordinatewiseRule(UpdateRule):
         return add_flat(observation.params, updates), state
 
 
+class ModelBasedRule(UpdateRule):
+    """A rule that steps on the structure of a problem, `observation.problem`, instead of on gradients of a loss.
+
+    There is one variable, "x", with the problem's batch axes: rules are batched, and need no vmap. A subclass
+    implements `init_problem` and `iterate`.
+    """
+
+    layers: int | None = None
+    """Number of steps that have weights of their own; a later step uses those of the last. None: all are alike."""
+
+    @abstractmethod
+    def init_problem(self, problem: Any, x: Tensor) -> State:
+        """Return the state before the first step from x: a NamedTuple of tensors; what is computed once goes here."""
+
+    @abstractmethod
+    def iterate(self, problem: Any, x: Tensor, state: State, step: int) -> tuple[Tensor, State]:
+        """Return the next iterate, the shape of x, and the next state.
+
+        Args:
+            problem: an `l2o.Problem`.
+            x: shape (batch…, item…), at least float32.
+            step: number of earlier steps.
+        """
+
+    def init_state(self, params: Params) -> State:
+        """Refuse: without a problem there is no state.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(f"{type(self).__name__} needs a problem: use l2o.solve(rule, problem), or rule.init_problem")
+
+    def forward(self, observation: Observation, state: State) -> tuple[Params, State]:
+        """Apply `iterate` to "x".
+
+        Raises:
+            ValueError: if the observation has no problem.
+        """
+        if observation.problem is None:
+            raise ValueError(f"{type(self).__name__} needs the structure of a problem, but observation.problem is None")
+        x, state = self.iterate(observation.problem, observation.params["x"], state, int(observation.step))
+        return {"x": x}, state
+
+
 def flatten(tensors: Params) -> Tensor:
     """Concatenate all tensors into one axis of coordinates, shape (n,), in the dict's order, at least float32."""
     return torch.cat([accumulator(tensor).reshape(-1) for tensor in tensors.values()])

@@ -77,7 +77,8 @@ class InnerSteps:
         for batch in batches:
             tasks, params = trajectories.tasks, trajectories.params
             losses, grads = losses_and_grads(self._family, params, tasks, batch, self._order)
-            trajectories = apply_rule(rule, trajectories, losses, grads)
+            problem = self._family.problem(tasks)
+            trajectories = apply_rule(rule, trajectories, losses, grads, problem=problem)
             curve.append(losses)
         return curve, trajectories
 

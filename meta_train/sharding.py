@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l2o.problem import Problem
 from tasks.task import Data, Params, Split, TaskFamily
 
 
@@ -55,6 +56,10 @@ class Sharded(TaskFamily):
     def sample_batch(self, tasks: Data, n_tasks: int, split: Split, generator: torch.Generator) -> Data:
         """See `TaskFamily.sample_batch`."""
         return self.family.sample_share(self.all_tasks, self.n_tasks, split, generator, self.part)
+
+    def problem(self, tasks: Data) -> Problem | None:
+        """See `TaskFamily.problem`."""
+        return self.family.problem(tasks)
 
     def loss(self, params: Params, task: Data, batch: Data) -> Tensor:
         """See `TaskFamily.loss`."""

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from l2o.rule import CoordinatewiseRule, Observation, Params, State, UpdateRule, add_flat, flatten
+from l2o.problem import Problem
+from l2o.rule import CoordinatewiseRule, ModelBasedRule, Observation, Params, State, UpdateRule, add_flat, flatten
 from tasks.task import Data, Split, TaskFamily
 
 
@@ -33,9 +34,24 @@ def start(rule: UpdateRule, family: TaskFamily, n_tasks: int, generator: torch.G
     """Sample n_tasks fresh inner problems and the rule's state for each."""
     tasks = family.sample_tasks(n_tasks, generator)
     params = family.init_params(tasks, n_tasks, generator)
-    coordinatewise = isinstance(rule, CoordinatewiseRule)
-    state = rule.init_state(params) if coordinatewise else torch.func.vmap(rule.init_state)(params)
+    state = init_state(rule, family, tasks, params)
     return Trajectories(tasks, params, state, torch.zeros((), dtype=torch.int64, device=generator.device))
+
+
+def init_state(rule: UpdateRule, family: TaskFamily, tasks: Data, params: Params) -> State:
+    """Return the rule's state before the first step of every task.
+
+    Raises:
+        ValueError: if the rule is model-based and the family has no structure to show.
+    """
+    if isinstance(rule, ModelBasedRule):
+        problem = family.problem(tasks)
+        if problem is None:
+            raise ValueError(
+                f"{type(rule).__name__} steps on a problem's structure, which {type(family).__name__} has not"
+            )
+        return rule.init_problem(problem, params["x"])
+    return rule.init_state(params) if isinstance(rule, CoordinatewiseRule) else torch.func.vmap(rule.init_state)(params)
 
 
 def task_losses(family: TaskFamily, params: Params, tasks: Data, batch: Data) -> Tensor:
@@ -88,14 +104,23 @@ def _gradients(losses: Tensor, inputs: tuple[Tensor, ...], order: int) -> Sequen
 
 
 def apply_rule(
-    rule: UpdateRule, trajectories: Trajectories, losses: Tensor, grads: Params, overwrite: bool = False
+    rule: UpdateRule,
+    trajectories: Trajectories,
+    losses: Tensor,
+    grads: Params,
+    overwrite: bool = False,
+    problem: Problem | None = None,
 ) -> Trajectories:
     """Make one update of every task.
 
     Args:
         overwrite: without autograd, allow the rule to reuse the memory of `trajectories.state`.
+        problem: the tasks as `family.problem` gives them, which a model-based rule needs.
     """
     tasks, params, state, step = trajectories
+    if isinstance(rule, ModelBasedRule):  # batched as it is
+        params, state = rule(Observation(params, grads, losses, step, problem), state)
+        return Trajectories(tasks, params, state, step + 1)
     if isinstance(rule, CoordinatewiseRule):  # takes task axes as they are: one axis of coordinates over all tasks
         update = rule.update_ if overwrite else rule.update
         updates, state = update(flatten(grads), state, step)
@@ -118,9 +143,9 @@ def evaluate(
     Returns: shape (horizon, n_tasks); a diverged run shows as inf or nan.
     """
     trajectories = start(rule, family, n_tasks, generator)
-    curve = []
+    problem, curve = family.problem(trajectories.tasks), []
     for _ in range(horizon):
         losses, grads = value_and_grad(family, trajectories, split, generator)
-        trajectories = apply_rule(rule, trajectories, losses, grads, overwrite=True)
+        trajectories = apply_rule(rule, trajectories, losses, grads, overwrite=True, problem=problem)
         curve.append(losses)
     return torch.stack(curve)

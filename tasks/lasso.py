@@ -18,10 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from l2o.problem import Problem
+from l2o.proximal import L1, Dictionary
 from tasks.data_files import DataError, DataFile, data_folder, read_verified
 from tasks.task import Data, Params, TaskFamily
 
-Dictionary = Literal["sampled", "fixed", "published"]
+DictionaryKind = Literal["sampled", "fixed", "published"]
 
 PUBLISHED_SHAPE = (250, 500)
 """Of the published matrix."""
@@ -50,7 +52,7 @@ class Lasso(TaskFamily):
     """Length of x."""
     strength: float = 0.1
     """λ."""
-    dictionary: Dictionary = "fixed"
+    dictionary: DictionaryKind = "fixed"
     """One A for each task (sampled), one Gaussian A for all (fixed), or the 250×500 matrix of ALISTA (published, needs
     L2O_DATA)."""
     dictionary_seed: int = 0
@@ -75,8 +77,10 @@ class Lasso(TaskFamily):
             raise ValueError(f"strength must be positive, got {self.strength}")
         if not 0 < self.density <= 1:
             raise ValueError(f"density must be above 0 and at most 1, got {self.density}")
-        if self.dictionary not in get_args(Dictionary):
-            raise ValueError(f"dictionary must be one of {', '.join(get_args(Dictionary))}, got {self.dictionary!r}")
+        if self.dictionary not in get_args(DictionaryKind):
+            raise ValueError(
+                f"dictionary must be one of {', '.join(get_args(DictionaryKind))}, got {self.dictionary!r}"
+            )
         if self.condition is not None and not 1 <= self.condition < math.inf:
             raise ValueError(f"condition must be at least 1, or None for a Gaussian matrix, got {self.condition}")
         if self.snr_db is not None and not math.isfinite(self.snr_db):
@@ -120,6 +124,13 @@ class Lasso(TaskFamily):
         residual = self._multiply(task, x) - task["b"]
         return 0.5 * residual.square().sum(-1) + self.strength * x.abs().sum(-1)
 
+    def problem(self, tasks: Data) -> Problem:
+        """All tasks as one `l2o.Problem`; a shared dictionary is the same object, and so computes its norm once."""
+        operator = (
+            Dictionary(tasks["A"]) if "A" in tasks else _shared_operator(self, tasks["b"].dtype, tasks["b"].device)
+        )
+        return Problem(operator, tasks["b"], L1(self.strength))
+
     def shared_dictionary(self, like: Tensor) -> Tensor:
         """Return the A that all tasks share, shape (rows, columns), in the dtype and on the device of `like`.
 
@@ -127,7 +138,7 @@ class Lasso(TaskFamily):
             ValueError: if each task has its own.
             DataError: if it is the published one, and L2O_DATA is not set or a file is missing or damaged.
         """
-        return _shared_dictionary(self, like.dtype, like.device)
+        return _shared_operator(self, like.dtype, like.device).matrix
 
     def _multiply(self, task: Data, x: Tensor) -> Tensor:
         if "A" in task:
@@ -141,6 +152,33 @@ class Lasso(TaskFamily):
             return clean
         noise = torch.randn(clean.shape, generator=generator, device=generator.device)
         return clean + noise * clean.square().mean(-1, keepdim=True).sqrt() * 10 ** (-self.snr_db / 20)
+
+
+def problem(A: Tensor | np.ndarray, b: Tensor | np.ndarray, strength: float | Tensor) -> Problem:
+    """Return the LASSO ½‖Ax − b‖² + λ‖x‖₁ of one's own data, for `l2o.solve`.
+
+    Args:
+        A: shape (m, n), or (batch, m, n) with a matrix for each item.
+        b: shape (m,) or (batch, m); float16 and bfloat16 become float32.
+        strength: λ > 0, a number or one entry per item, shape (batch,).
+
+    Raises:
+        ValueError: if the shapes do not fit, an entry is not finite, or λ is not positive.
+    """
+    A, b = torch.as_tensor(A), torch.as_tensor(b)
+    dtype = functools.reduce(torch.promote_types, (A.dtype, b.dtype, torch.float32))
+    A, b, strength = A.to(dtype), b.to(dtype), torch.as_tensor(strength, dtype=dtype, device=b.device)
+    for name, tensor in (("A", A), ("b", b), ("strength", strength)):
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} must be finite, but {int((~tensor.isfinite()).sum())} of its entries are not")
+    if not (strength > 0).all():
+        raise ValueError(f"strength (λ) must be positive, got {float(strength.min())}")
+    made = Problem(Dictionary(A), b, L1(strength))
+    if strength.dim() and strength.shape != made.batch_shape:
+        raise ValueError(
+            f"strength must be a number or have one entry per item, {made.batch_shape}; got {tuple(strength.shape)}"
+        )
+    return made
 
 
 def normalize_dictionary(gaussian: Tensor, condition: float | None) -> Tensor:
@@ -159,7 +197,7 @@ def normalize_dictionary(gaussian: Tensor, condition: float | None) -> Tensor:
 
 
 @functools.lru_cache(maxsize=8)
-def _shared_dictionary(family: Lasso, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _shared_operator(family: Lasso, dtype: torch.dtype, device: torch.device) -> Dictionary:
     if family.dictionary == "sampled":
         raise ValueError("with dictionary='sampled' each task has its own dictionary: tasks['A']")
     # What is kept must not be an inference tensor. NumPy draws: the same numbers on every device and in every dtype,
@@ -170,7 +208,7 @@ def _shared_dictionary(family: Lasso, dtype: torch.dtype, device: torch.device) 
         else:
             gaussian = np.random.RandomState(family.dictionary_seed).standard_normal((family.rows, family.columns))
             A = normalize_dictionary(torch.from_numpy(gaussian), family.condition)
-        return A.to(device=device, dtype=dtype)
+        return Dictionary(A.to(device=device, dtype=dtype))
 
 
 def _published() -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from l2o.problem import Problem
+
 Params = dict[str, Tensor]
 Data = dict[str, Tensor]
 """Tensors by name: what defines a task, or a minibatch. May be empty."""
@@ -54,6 +56,10 @@ class TaskFamily(ABC):
         """
         batch = self.sample_batch(tasks, n_tasks, split, generator)
         return {name: tensor[part] for name, tensor in batch.items()}
+
+    def problem(self, tasks: Data) -> Problem | None:
+        """Return all tasks as one batched problem whose structure a model-based rule may use; None if there is none."""
+        return None
 
     def describe(self) -> dict[str, Any]:
         """Return facts, as JSON holds them, by which a run that is continued recognises its tasks."""

@@ -15,6 +15,7 @@ tensor([[ 0.5000,  0.5000],
 """
 
 from l2o.proximal.convolution import ChannelConvolution, CircularConvolution
+from l2o.proximal.dictionary import Dictionary
 from l2o.proximal.differences import Gradient
 from l2o.proximal.function import Conjugate, ProximalFunction, Scalar
 from l2o.proximal.indicators import (
@@ -47,6 +48,7 @@ __all__ = [
     "Composition",
     "Conjugate",
     "Diagonal",
+    "Dictionary",
     "ElasticNet",
     "Gradient",
     "HalfSpace",

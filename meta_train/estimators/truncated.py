@@ -132,7 +132,8 @@ def _roll(
     for _ in steps:
         losses, grads = value_and_grad(family, trajectories, meta_loss.inner_split, generator)
         curve.append(losses)
-        trajectories = apply_rule(rule, trajectories, losses, grads)
+        problem = family.problem(trajectories.tasks)
+        trajectories = apply_rule(rule, trajectories, losses, grads, problem=problem)
         if window.own_batches:  # its loss is not needed, but it draws numbers
             family.sample_batch(trajectories.tasks, trajectories.n_tasks, meta_loss.split, generator)
     return curve, trajectories

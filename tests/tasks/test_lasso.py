@@ -8,7 +8,7 @@ import torch
 
 from l2o.proximal import L1, Matrix
 from tasks import DataError
-from tasks.lasso import Lasso, _shared_dictionary
+from tasks.lasso import Lasso, _shared_operator
 
 REAL = os.environ.get("L2O_DATA")
 needs_sparse = pytest.mark.skipif(not REAL or not Path(REAL, "sparse").is_dir(), reason="needs L2O_DATA/sparse")
@@ -104,7 +104,7 @@ def test_fixed_dictionary_depends_on_its_seed_alone_and_not_on_the_precision():
 def test_dictionary_made_first_inside_a_transform_serves_outside_it(where):
     family = Lasso(rows=4, columns=6, dictionary_seed=7)
     x, task = torch.ones(2, 6), {"b": torch.ones(2, 4)}
-    _shared_dictionary.cache_clear()
+    _shared_operator.cache_clear()
     if where == "vmap":
         first = torch.func.vmap(lambda x, task: family.loss({"x": x}, task, {}))(x, task)
     elif where == "grad":
@@ -151,7 +151,7 @@ def test_published_codes_take_noise_from_the_generator():
 
 def test_published_dictionary_without_l2o_data_says_what_to_set(monkeypatch):
     monkeypatch.delenv("L2O_DATA", raising=False)
-    _shared_dictionary.cache_clear()
+    _shared_operator.cache_clear()
     with pytest.raises(DataError, match="needs L2O_DATA; set it to a folder with sparse/ holding alista_A250x500.npz"):
         Lasso(dictionary="published").sample_tasks(2, seeded())
     with pytest.raises(DataError, match="needs L2O_DATA"):
@@ -160,7 +160,7 @@ def test_published_dictionary_without_l2o_data_says_what_to_set(monkeypatch):
 
 def test_published_files_that_are_missing_or_damaged_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("L2O_DATA", str(tmp_path))
-    _shared_dictionary.cache_clear()
+    _shared_operator.cache_clear()
     (tmp_path / "sparse").mkdir()
     with pytest.raises(DataError, match=f"{tmp_path}/sparse, but alista_A250x500.npz is not there"):
         Lasso(dictionary="published").shared_dictionary(torch.zeros(1))

@@ -1,0 +1,108 @@
+"""The structure that a model-based rule may use: operator, data, regularizer.
+
+    minimise over x   F(x) = ½‖Ax − b‖² + g(x)
+
+The smooth part has a gradient and a Lipschitz bound, the other a proximal operator. Items are batched: b has batch axes
+before the operator's `out_shape`, an iterate x the same ones before `in_shape`.
+"""
+
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2o.proximal.function import ProximalFunction, Scalar, item_sum, per_item
+from l2o.proximal.operator import LinearOperator
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """½‖Ax − b‖² + g(x), one or many at once."""
+
+    operator: LinearOperator
+    """A."""
+    b: Tensor
+    """Data, shape (batch…, *A.out_shape)."""
+    regularizer: ProximalFunction
+    """g."""
+
+    def __post_init__(self):
+        """Check the shapes.
+
+        Raises:
+            ValueError: if b does not have the operator's output shape, or its batch axes are not those of the matrix.
+        """
+        shape, got = self.operator.out_shape, tuple(self.b.shape)
+        if got[len(got) - len(shape) :] != shape:
+            raise ValueError(f"b must have shape (batch…, {', '.join(map(str, shape))}), as A gives; got {got}")
+        own = tuple(getattr(self.operator, "matrix", self.b.new_empty(0, 0)).shape[:-2])
+        if own and own != self.batch_shape:
+            raise ValueError(f"A has batch axes {own}, b has {self.batch_shape}: one matrix for all, or one per item")
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The axes before those of one item."""
+        return tuple(self.b.shape[: self.b.dim() - len(self.operator.out_shape)])
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        """Shape of an iterate."""
+        return (*self.batch_shape, *self.operator.in_shape)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes of one item of x."""
+        return len(self.operator.in_shape)
+
+    @cached_property
+    def lipschitz(self) -> Tensor:
+        """L ≥ ‖A‖², the Lipschitz bound of the smooth gradient, shape () or the batch axes; detached."""
+        with torch.no_grad():
+            return self.operator.norm().square()
+
+    def zeros(self) -> Tensor:
+        """The usual start x = 0."""
+        return self.b.new_zeros(self.x_shape)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Ax − b."""
+        return self.operator.forward(x) - self.b
+
+    def smooth_value(self, x: Tensor) -> Tensor:
+        """½‖Ax − b‖², the shape of the batch axes."""
+        return 0.5 * item_sum(self.residual(x).square(), len(self.operator.out_shape))
+
+    def smooth_grad(self, x: Tensor) -> Tensor:
+        """Aᵀ(Ax − b), the shape of x."""
+        return self.operator.adjoint(self.residual(x))
+
+    def prox(self, v: Tensor, step: Scalar = 1.0) -> Tensor:
+        """prox_{step g}(v)."""
+        return self.regularizer.prox(v, step)
+
+    def value(self, x: Tensor) -> Tensor:
+        """F(x), the shape of the batch axes."""
+        return self.smooth_value(x) + self.regularizer.value(x)
+
+    def per_item(self, scalar: Scalar) -> Scalar:
+        """Give a scalar of each item the trailing axes that it needs to be multiplied with x."""
+        return per_item(scalar, self.b.new_empty((1,) * self.ndim), self.ndim)
+
+    def double(self) -> "Problem":
+        """The same problem in float64, without a graph."""
+        return _double(self)
+
+    def with_data(self, b: Tensor) -> "Problem":
+        """The same operator and regularizer with other data, shape (batch…, *A.out_shape)."""
+        return replace(self, b=b)
+
+
+def _double(value: Any) -> Any:
+    """Convert every floating-point tensor of nested dataclasses."""
+    if isinstance(value, Tensor):
+        return value.detach().double() if value.is_floating_point() else value
+    if not is_dataclass(value):
+        return value
+    return replace(value, **{f.name: _double(getattr(value, f.name)) for f in fields(value) if f.init})  # pyright: ignore
