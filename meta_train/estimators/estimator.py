@@ -2,7 +2,7 @@
 
 Over one window of K inner steps that starts at trajectories standing at θ_s, the meta-loss is
 
-    L = mean over tasks of Σ_{k=1..K} w_k f(θ_{s+k}),
+    L = mean over tasks of Σ_{k=1..K} w_k f(θ_{s+k}),   or of log f by option,
 
 measured on minibatches of `MetaLoss.split`. If that is the split on which the inner steps train, f(θ_{s+k}) is the
 inner loss itself, on the minibatch of the next inner step; else it is measured on minibatches of its own.
@@ -33,6 +33,9 @@ class MetaLoss:
     """Split of the minibatches that the rule sees."""
     split: MetaSplit = "train"
     """Split on which the meta-loss is measured."""
+    measure: Literal["loss", "log"] = "loss"
+    """What is averaged: the loss, or its logarithm, which counts relative progress alike at every scale; a loss of 0
+    or less then counts as the smallest positive number, and has no slope."""
 
     def __post_init__(self):
         """Keep validation and test data out of the meta-gradient.
@@ -45,6 +48,19 @@ class MetaLoss:
                 raise ValueError(f"meta-training uses the splits {get_args(MetaSplit)} only, got {split!r}")
         if self.weighting not in ("mean", "linear", "final"):
             raise ValueError(f"weighting is mean, linear or final, got {self.weighting!r}")
+        if self.measure not in ("loss", "log"):
+            raise ValueError(f"measure is loss or log, got {self.measure!r}")
+
+    def of(self, losses: Tensor) -> Tensor:
+        """Return what is averaged, the shape of the losses."""
+        return losses if self.measure == "loss" else losses.clamp(min=torch.finfo(losses.dtype).tiny).log()
+
+    def slope(self, losses: Tensor) -> Tensor | None:
+        """Return d of(f) / df, the shape of the losses; None where it is 1."""
+        if self.measure == "loss":
+            return None
+        positive = losses >= torch.finfo(losses.dtype).tiny
+        return torch.where(positive, 1 / torch.where(positive, losses, 1.0), 0.0)
 
     def weights(self, start: int, length: int, horizon: int) -> Tensor:
         """Return w_1 … w_K for the window that starts after `start` updates, shape (length,)."""

@@ -141,7 +141,7 @@ def unroll_particles(
             meta.append(evaluate(params, meta_loss.split)[0])
     curve = torch.stack([*inner, meta[-1]]).unflatten(1, (n_tasks, n_copies))
     meta = torch.stack(meta).unflatten(1, (n_tasks, n_copies)) if own_batches else curve[1:]
-    total = torch.tensordot(weights.to(meta), meta, 1)
+    total = torch.tensordot(weights.to(meta), meta_loss.of(meta), 1)
     params, state = (_map(lambda tensor: tensor.unflatten(0, (n_tasks, n_copies)), tree) for tree in (params, state))
     after = Trajectories(tasks, params, state, step + len(weights))
     return total, curve, after

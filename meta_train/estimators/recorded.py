@@ -71,15 +71,17 @@ class Recorded(Estimator):
         # The roll overwrites its state; the replay starts from the one that came.
         trajectories = trajectories._replace(state=type(first_state)(*(tensor.clone() for tensor in first_state)))
         dtype = None if self.record_dtype is None else getattr(torch, self.record_dtype)
-        grads, meta_grads, curve, trajectories = roll(
+        grads, meta_grads, curve, meta_losses, trajectories = roll(
             rule, family, trajectories, meta_loss, len(weights), generator, dtype
         )
+        slopes = _slopes(meta_loss, meta_losses, trajectories.params)
         precision = _precision(trajectories.params)
         shares = (weights / trajectories.n_tasks).to(grads.device, precision)
         totals: dict[str, Tensor] = {}
         for part in _blocks(*grads.shape):
             state = type(first_state)(*(tensor[..., part] for tensor in first_state))
-            cotangents = _sums_from_the_end(meta_grads[:, part].to(precision) * shares[:, None])
+            counted = meta_grads[:, part].to(precision) * shares[:, None]
+            cotangents = _sums_from_the_end(counted if slopes is None else counted.mul_(slopes[:, part]))
             pieces = rule.update_vjp(grads[:, part].to(precision), cotangents, state, first_step)
             totals = {name: totals[name] + piece for name, piece in pieces.items()} if totals else pieces
         return MetaGradient(totals, curve, trajectories)
@@ -94,7 +96,7 @@ def roll(
     length: int,
     generator: torch.Generator,
     dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Trajectories]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Trajectories]:
     """Unroll without a graph and keep the gradients.
 
     Args:
@@ -102,7 +104,8 @@ def roll(
 
     Returns: inner gradients g_s … g_{s+K−1} and meta-loss gradients ∇f(θ_{s+1}) … ∇f(θ_{s+K}), each (K, n) in the
         layout of `flatten` (the same memory, a step apart, unless the meta-loss has minibatches of its own); losses
-        (K + 1, n_tasks), as in `MetaGradient`; the trajectories after the window.
+        (K + 1, n_tasks), as in `MetaGradient`; meta-losses f(θ_{s+1}) … f(θ_{s+K}), (K, n_tasks); the trajectories
+        after the window.
     """
     own_batches = meta_loss.split != meta_loss.inner_split
     params = trajectories.params.values()
@@ -111,7 +114,7 @@ def roll(
     inner = torch.empty(shape, dtype=dtype, device=next(iter(params)).device)
     meta = torch.empty_like(inner) if own_batches else inner
     curve: list[Tensor] = []
-    losses = torch.empty(0)
+    measured: list[Tensor] = []
     for k in range(length):
         losses, grads = value_and_grad(family, trajectories, meta_loss.inner_split, generator)
         curve.append(losses)
@@ -122,8 +125,18 @@ def roll(
         trajectories = Trajectories(trajectories.tasks, moved, state, trajectories.step + 1)
         if own_batches or k == length - 1:
             losses, grads = value_and_grad(family, trajectories, meta_loss.split, generator)
+            measured.append(losses)
             _write(grads, meta[k + 1])
-    return inner[:-1], meta[1:], torch.stack([*curve, losses]), trajectories
+    curve.append(measured[-1])
+    return inner[:-1], meta[1:], torch.stack(curve), torch.stack(measured if own_batches else curve[1:]), trajectories
+
+
+def _slopes(meta_loss: MetaLoss, losses: Tensor, params: Params) -> Tensor | None:
+    """Return d of(f)/df at each coordinate, (K, n) in the layout of `flatten`; None where it is 1."""
+    slope = meta_loss.slope(losses)
+    if slope is None:
+        return None
+    return torch.cat([slope.repeat_interleave(p[0].numel(), 1) for p in params.values()], 1)
 
 
 def _precision(params: Params) -> torch.dtype:

@@ -112,11 +112,11 @@ class Truncated(Estimator):
             made, trajectories = make(rule, trajectories, meta_loss.inner_split, generator, count)
             for k, losses in enumerate(made, last - count):  # at θ_{k+1}, whose weight is the k-th
                 if k >= 0 and not window.own_batches:
-                    total = total + weights[k] * losses.mean()
+                    total = total + weights[k] * meta_loss.of(losses).mean()
                 curve.append(losses.detach())
             if window.own_batches or last == len(weights) - 1:
                 losses = make.losses(trajectories, meta_loss.split, generator)
-                total = total + weights[last] * losses.mean()
+                total = total + weights[last] * meta_loss.of(losses).mean()
                 if last == len(weights) - 1:
                     curve.append(losses.detach())
         return total, curve, trajectories

@@ -16,6 +16,7 @@ from tasks import MLP, Quadratic
 
 HORIZON = 6
 SAME, OWN = MetaLoss("linear"), MetaLoss("mean", split="inner_valid")
+LOG = MetaLoss("linear", split="inner_valid", measure="log")
 WEIGHTINGS = ("mean", "linear", "final")
 
 
@@ -48,7 +49,7 @@ def minibatches(family, tasks, n_tasks, meta_loss, length):
 
 
 def unrolled_meta_loss(rule, family, trajectories, meta_loss, weights, frozen=None):
-    """Return Σ_k w_k f(θ_k), mean over tasks, and the inner gradients used: the frozen ones or the true ones."""
+    """Return Σ_k w_k f(θ_k), or log f, mean over tasks, and the inner gradients used: the frozen or the true ones."""
     inner, meta = minibatches(family, trajectories.tasks, trajectories.n_tasks, meta_loss, len(weights))
     total, used, now = 0.0, [], trajectories
     gradient_and_loss = torch.func.vmap(torch.func.grad_and_value(family.loss))
@@ -57,7 +58,8 @@ def unrolled_meta_loss(rule, family, trajectories, meta_loss, weights, frozen=No
             grads, losses = gradient_and_loss(now.params, now.tasks, inner[k])
             used.append(grads)
             now = apply_rule(rule, now, losses, frozen[k] if frozen else grads)
-            total += weight * torch.func.vmap(family.loss)(now.params, now.tasks, meta[k]).mean().item()
+            losses = torch.func.vmap(family.loss)(now.params, now.tasks, meta[k])
+            total += weight * (losses.log() if meta_loss.measure == "log" else losses).mean().item()
     return total, used
 
 
@@ -111,12 +113,12 @@ def assert_equals_central_differences(rule, family, order, meta_loss=SAME, warm_
 # ---------------------------------------------------------------- central differences
 
 
-@pytest.mark.parametrize("meta_loss", [SAME, OWN], ids=["same minibatches", "own split"])
+@pytest.mark.parametrize("meta_loss", [SAME, OWN, LOG], ids=["same minibatches", "own split", "log"])
 def test_second_order_equals_central_differences(rule, family, meta_loss):
     assert_equals_central_differences(rule, family, 2, meta_loss)
 
 
-@pytest.mark.parametrize("meta_loss", [SAME, OWN], ids=["same minibatches", "own split"])
+@pytest.mark.parametrize("meta_loss", [SAME, OWN, LOG], ids=["same minibatches", "own split", "log"])
 def test_first_order_equals_central_differences_with_frozen_gradients(rule, family, meta_loss):
     assert_equals_central_differences(rule, family, 1, meta_loss)
 
@@ -202,8 +204,9 @@ def assert_recorded_equals_truncated(rule, family, meta_loss, windows=(4, 4, 2),
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("split", ["train", "inner_valid"])
-def test_recorded_equals_truncated_over_windows_with_carried_state(rule, family, weighting, split):
-    assert_recorded_equals_truncated(rule, family, MetaLoss(weighting, split=split))
+@pytest.mark.parametrize("measure", ["loss", "log"])
+def test_recorded_equals_truncated_over_windows_with_carried_state(rule, family, weighting, split, measure):
+    assert_recorded_equals_truncated(rule, family, MetaLoss(weighting, split=split, measure=measure))
 
 
 @pytest.mark.parametrize("dim", [1, 2, 5, 6, 11])
@@ -313,6 +316,16 @@ def test_weights_over_the_windows_of_a_horizon_have_the_stated_sum(weighting, to
     assert math.fsum(sums) == pytest.approx(total)
 
 
+def test_log_of_a_loss_counts_relative_progress_and_zero_has_no_slope(float64):
+    losses = torch.tensor([1e-6, 2.0, 0.0], requires_grad=True)
+    log = MetaLoss(measure="log")
+    assert log.of(losses)[:2].tolist() == pytest.approx([math.log(1e-6), math.log(2.0)])
+    assert log.of(losses).isfinite().all()
+    slope = torch.autograd.grad(log.of(losses).sum(), losses)[0]
+    assert torch.equal(log.slope(losses.detach()), slope) and slope.tolist() == pytest.approx([1e6, 0.5, 0.0])
+    assert MetaLoss().slope(losses) is None and MetaLoss().of(losses) is losses
+
+
 @pytest.mark.parametrize("split", ["test", "outer_valid"])
 @pytest.mark.parametrize("option", ["split", "inner_split"])
 def test_meta_loss_refuses_splits_that_judge_rules(option, split):
@@ -320,9 +333,11 @@ def test_meta_loss_refuses_splits_that_judge_rules(option, split):
         MetaLoss(**{option: split})
 
 
-def test_meta_loss_refuses_an_unknown_weighting():
+def test_meta_loss_refuses_an_unknown_weighting_or_measure():
     with pytest.raises(ValueError, match="weighting is mean, linear or final, got 'sum'"):
         MetaLoss("sum")
+    with pytest.raises(ValueError, match="measure is loss or log, got 'sqrt'"):
+        MetaLoss(measure="sqrt")
 
 
 def test_recorded_refuses_a_rule_that_mixes_coordinates(normalized_sgd):

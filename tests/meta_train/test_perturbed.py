@@ -240,6 +240,10 @@ def plain_loop(name, sigma, rule, family, meta_loss, windows, n_tasks):
         yield slopes @ summed / n_tasks, losses, params
 
 
+def measured(losses, meta_loss):
+    return losses.clamp(min=1e-300).log() if meta_loss.measure == "log" else losses
+
+
 @torch.no_grad()
 def run_window(rule, family, trajectories, meta_loss, weights, generator):
     own, total, curve = meta_loss.split != meta_loss.inner_split, 0.0, []
@@ -247,11 +251,11 @@ def run_window(rule, family, trajectories, meta_loss, weights, generator):
         losses, grads = value_and_grad(family, trajectories, meta_loss.inner_split, generator)
         curve.append(losses)
         if k > 0 and not own:
-            total = total + weights[k - 1] * losses
+            total = total + weights[k - 1] * measured(losses, meta_loss)
         trajectories = apply_rule(rule, trajectories, losses, grads)
         if own or k == len(weights) - 1:
             last = value_and_grad(family, trajectories, meta_loss.split, generator)[0]
-            total = total + weight * last
+            total = total + weight * measured(last, meta_loss)
     return total, torch.stack([*curve, last]), trajectories
 
 
@@ -275,7 +279,11 @@ def assert_equals_plain_loop(name, rule, family, meta_loss):
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-@pytest.mark.parametrize("meta_loss", [MetaLoss("linear"), MetaLoss(split="inner_valid")], ids=["same", "own split"])
+@pytest.mark.parametrize(
+    "meta_loss",
+    [MetaLoss("linear"), MetaLoss(split="inner_valid"), MetaLoss(measure="log")],
+    ids=["same", "own split", "log"],
+)
 def test_particles_equal_a_plain_loop_over_perturbed_rules(name, rule, family, meta_loss):
     assert_equals_plain_loop(name, rule, family, meta_loss)
 
