@@ -6,7 +6,7 @@
 
 Every p in (0, 2) has the minimisers as its fixed points, so what is learned changes how fast it gets there, not where
 it goes. Source: Liu et al. 2023, Towards Constituting Mathematical Structures for Learning to Optimize, ICML,
-arXiv:2305.18577, the form that they call L2O-PA (no biases), with their 2σ for p and a. Differs from it: no hidden layer
+arXiv:2305.18577, the form that they call L2O-PA (no biases), with their 2σ for p and a. Differs: no hidden layer
 between LSTM and p, a; the LSTM's weights start from U(±1/√H), the output from p = 1, a = 0.5.
 """
 
