@@ -17,14 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l2o.kernels.matmul import FewRows
 from l2o.rule import Params, State, UpdateRule
 from meta_train.unroll import Trajectories, apply_rule, losses_and_grads, task_losses
 from tasks.task import Data, Split, TaskFamily
 
 _BACKEND = "inductor"
-_OPTIONS: dict[str, Any] = {"size_asserts": False, "alignment_asserts": False}
-"""Inductor's checks of its own shapes take a tenth of a small step."""
-
 _made: "weakref.WeakKeyDictionary[UpdateRule, InnerSteps]" = weakref.WeakKeyDictionary()
 
 
@@ -136,8 +134,16 @@ def _compile(family: TaskFamily) -> Callable[..., Any]:
             curve.append(losses)
         return curve, now.params, now.state
 
-    options = _OPTIONS if _BACKEND == "inductor" else None
+    options = _options() if _BACKEND == "inductor" else None
     return torch.compile(run, fullgraph=True, dynamic=False, backend=_BACKEND, options=options)
+
+
+def _options() -> dict[str, Any]:
+    """Return inductor's options. Its checks of its own shapes take a tenth of a small step."""
+    from torch._inductor.custom_graph_pass import CustomGraphPass  # seconds of every start, for those who compile
+
+    pass_over_graph = type("FewRowsPass", (FewRows, CustomGraphPass), {})()
+    return {"size_asserts": False, "alignment_asserts": False, "post_grad_custom_post_pass": pass_over_graph}
 
 
 def _sum_and_losses(params: Params, family: TaskFamily, tasks: Data, batch: Data) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,7 @@ def stock_outer_step(family: TaskFamily, n_tasks: int, p: float | None, compiled
     generator = torch.Generator().manual_seed(0)
     rule = StockLoop(p)
     update = torch.compile(rule, dynamic=False) if compiled else rule
-    adam = torch.optim.Adam(rule.parameters(), lr=0.001)
+    adam = torch.optim.Adam(rule.parameters(), lr=0.001, fused=True)
     tasks = family.sample_tasks(n_tasks, generator)
     start = family.init_params(tasks, n_tasks, generator)
 
@@ -100,7 +100,7 @@ def hand_written_outer_step(family: MLP, n_tasks: int) -> OuterStep:
     """Return a function that learns the step size of gradient descent in second order, a task at a time."""
     generator = torch.Generator().manual_seed(0)
     log_lr = nn.Parameter(torch.tensor(LR).log())
-    adam = torch.optim.Adam([log_lr], lr=0.001)
+    adam = torch.optim.Adam([log_lr], lr=0.001, fused=True)
     start = family.init_params({}, n_tasks, generator)
 
     def step() -> None:
@@ -144,7 +144,7 @@ def our_second_order_step(estimator: Estimator, family: TaskFamily, n_tasks: int
 def _estimated_outer_step(
     estimator: Estimator, rule: UpdateRule, family: TaskFamily, n_tasks: int, generator: torch.Generator
 ) -> OuterStep:
-    adam = torch.optim.Adam(rule.parameters(), lr=0.001)
+    adam = torch.optim.Adam(rule.parameters(), lr=0.001, fused=True)
     trajectories = estimator.start(rule, family, n_tasks, generator)
     weights = torch.full((TRUNCATION,), 1 / TRUNCATION)
 

@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -38,6 +39,7 @@ def print_speed(results: Results, as_json: bool) -> None:
 
 def write_speed(results: dict[int, Results], out: Path, command: str) -> None:
     """Write results/speed: summary.csv, the figure and a README, from threads -> `measure()`."""
+    environment = describe_environment()  # before the first file makes the checkout differ from its commit
     out.mkdir(parents=True, exist_ok=True)
     rows = [row for threads, workloads in results.items() for row in _rows(threads, workloads)]
     with (out / "summary.csv").open("w", newline="") as file:
@@ -45,7 +47,7 @@ def write_speed(results: dict[int, Results], out: Path, command: str) -> None:
         writer.writeheader()
         writer.writerows(rows)
     _draw(rows).savefig(out / "speed.png", dpi=150)
-    (out / "README.md").write_text(_readme(rows, command))
+    (out / "README.md").write_text(_readme(rows, command, environment))
 
 
 def _rows(threads: int, results: Results) -> list[dict[str, str]]:
@@ -94,8 +96,7 @@ def _draw_panel(panel: Axes, rows: list[dict[str, str]]) -> None:
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _readme(rows: list[dict[str, str]], command: str) -> str:
-    environment = describe_environment()
+def _readme(rows: list[dict[str, str]], command: str, environment: dict[str, Any]) -> str:
     return f"""# speed: how many inner steps does a second of meta-training buy?
 
 Command: `{command}`

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 
-_SOURCES = ("lstm_cpu.cpp", "lstm_tape.h", "lstm_cells.h", "simd.h")
+_UNITS = ("lstm_cpu.cpp", "matmul_cpu.cpp", "support_newton_cpu.cpp")
+_SOURCES = (*_UNITS, "lstm_tape.h", "lstm_cells.h", "simd.h")
 # Not -ffast-math: it would let the compiler assume that there are no NaN, and a diverged run is data.
 _FLAGS = (
     "-std=c++17",
@@ -107,9 +108,10 @@ def _openmp() -> str:
 
 def _build(folder: Path, compiler: list[str], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as private:
-        unit, built = os.path.join(private, "lstm_cpu.o"), os.path.join(private, path.name)
-        _run([*_compile(compiler), "-c", str(folder / "lstm_cpu.cpp"), "-o", unit])
-        _run([compiler[0], "-shared", unit, _openmp(), "-o", built])
+        units, built = {name: os.path.join(private, f"{name}.o") for name in _UNITS}, os.path.join(private, path.name)
+        for name, unit in units.items():
+            _run([*_compile(compiler), "-c", str(folder / name), "-o", unit])
+        _run([compiler[0], "-shared", *units.values(), _openmp(), "-o", built])
         os.replace(built, path)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, get_interpreter_stack
+from torch._C._functorch import TransformType, get_interpreter_stack, is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 
 from l2o.kernels import lstm_cpu, reference
@@ -145,9 +145,12 @@ def sequence_vjp(
 
 def is_plain_call(tensors: Sequence[Tensor]) -> bool:
     """Whether nothing stands between the caller and the numbers: no autograd, transform, tracing or tensor subclass."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    if torch._C._len_torch_dispatch_stack() or forward_ad._current_level >= 0:
+    return not torch._C._are_functorch_transforms_active() and _are_numbers(tensors)
+
+
+def _are_numbers(tensors: Sequence[Tensor]) -> bool:
+    """`is_plain_call` in a vmap rule, where the transforms are active and have taken their wrappers off."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or forward_ad._current_level >= 0:
         return False
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return False
@@ -264,8 +267,14 @@ _step.register_autograd(_backward, setup_context=_setup_context)
 
 @_step.register_vmap
 def _(info, in_dims, *arguments):
-    """Batched coordinates with common weights are more coordinates; batched weights are a loop."""
+    """Batched coordinates with common weights are more coordinates; batched weights are a loop, in C++ if possible."""
     if any(dim is not None for dims in in_dims[3:7] for dim in (dims if isinstance(dims, (list, tuple)) else [dims])):
+        grads, hidden, cell, weights, biases, output_weight, output_bias, *constants = arguments
+        tensors = (grads, hidden, cell, *weights, *biases, output_weight, output_bias)
+        wrapped = any(map(is_functorch_wrapped_tensor, tensors))  # by an outer transform
+        if not wrapped and _are_numbers(tensors) and lstm_cpu.supports(grads):
+            network = Network(weights, biases, output_weight, output_bias, *constants)
+            return lstm_cpu.step_batch(info.batch_size, grads, hidden, cell, network, in_dims[:7]), (0, 0, 0)
         return _vmap_loop(_step, info, in_dims, arguments)
     size, n = info.batch_size, arguments[0].numel() // (1 if in_dims[0] is None else info.batch_size)
     pieces = []

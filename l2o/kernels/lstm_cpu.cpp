@@ -157,6 +157,25 @@ template <class T, class S = T> void step(const Arguments& a) {
     for (long k = 0; k < chunks; ++k) Chunk{network, a}.run(k * Chunk::width);
 }
 
+// The same for `batch` networks, each with a state of its own. Pointer k of the i-th is i · strides[k] bytes further on:
+// of the struct's first those up to next_cell, then those of weights and biases.
+template <class T, class S = T> void step_batch(const Arguments& a, long batch, const int64_t* strides) {
+    constexpr int common = 8;  // grads … next_cell
+    [[maybe_unused]] const int threads = std::max<long>(1, std::min<long>(a.threads, batch));
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < batch; ++i) {
+        const size_t size = sizeof(Arguments) + 4 * a.layers * sizeof(void*);
+        std::vector<char*> memory(size / sizeof(char*));
+        Arguments& mine = *(Arguments*)memory.data();
+        std::memcpy((void*)&mine, (const void*)&a, size);
+        mine.threads = 1;
+        char **first = (char**)&mine.grads, **theta = (char**)(&mine + 1);
+        for (int k = 0; k < common; ++k) first[k] += i * strides[k];
+        for (int k = 0; k < 2 * a.layers; ++k) theta[k] += i * strides[common + k];
+        step<T, S>(mine);
+    }
+}
+
 // One block of coordinates of sequence_vjp. The tape holds one segment of steps; with several, the states at their
 // starts are kept and every segment but the last is run twice.
 template <class T> struct SequenceBlock {
@@ -290,5 +309,14 @@ template <class T> void sequence_vjp(const Arguments& a) {
 L2O_EXPORT l2o_lstm_step_float32(const Arguments* a) { l2o::step<float>(*a); }
 L2O_EXPORT l2o_lstm_step_float64(const Arguments* a) { l2o::step<double>(*a); }
 L2O_EXPORT l2o_lstm_step_float32_bfloat16(const Arguments* a) { l2o::step<float, l2o::BFloat16>(*a); }
+L2O_EXPORT l2o_lstm_step_batch_float32(const Arguments* a, int64_t batch, const int64_t* strides) {
+    l2o::step_batch<float>(*a, batch, strides);
+}
+L2O_EXPORT l2o_lstm_step_batch_float64(const Arguments* a, int64_t batch, const int64_t* strides) {
+    l2o::step_batch<double>(*a, batch, strides);
+}
+L2O_EXPORT l2o_lstm_step_batch_float32_bfloat16(const Arguments* a, int64_t batch, const int64_t* strides) {
+    l2o::step_batch<float, l2o::BFloat16>(*a, batch, strides);
+}
 L2O_EXPORT l2o_lstm_sequence_vjp_float32(const Arguments* a) { l2o::sequence_vjp<float>(*a); }
 L2O_EXPORT l2o_lstm_sequence_vjp_float64(const Arguments* a) { l2o::sequence_vjp<double>(*a); }

@@ -35,6 +35,36 @@ def step(grads: Tensor, hidden: Tensor, cell: Tensor, network: Network, out=None
     return results[0], results[1], results[2]
 
 
+def step_batch(
+    batch: int, grads: Tensor, hidden: Tensor, cell: Tensor, network: Network, in_dims: tuple
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`step` of a batch of networks in one call: evolution strategies have one a particle.
+
+    Args:
+        in_dims: the batch axis of (grads, hidden, cell, weights, biases, output_weight, output_bias), each None for one
+            that all share; weights and biases have a list of them.
+
+    Returns: updates and the next hidden and cell, with the batch axis first.
+    """
+    weights, biases, output_weight, output_bias, p, *constants = network
+    given = [grads, hidden, cell, output_weight, output_bias, *weights, *biases]
+    dims = [*in_dims[:3], *in_dims[5:], *in_dims[3], *in_dims[4]]
+    given = [(t if dim is None else t.movedim(dim, 0)).contiguous() for t, dim in zip(given, dims, strict=True)]
+    one = [tensor if dim is None else tensor[0] for tensor, dim in zip(given, dims, strict=True)]
+    layers = len(weights)
+    theta = one[5 : 5 + layers], one[5 + layers :], one[3], one[4]
+    check(one[0], one[1], one[2], network._replace(**dict(zip(Network._fields, theta, strict=False))))
+    results = [tensor.new_empty((batch, *tensor.shape)) for tensor in one[:3]]
+    strides = [0 if dim is None else t.stride(0) * t.itemsize for t, dim in zip(given, dims, strict=True)]
+    strides[5:5] = [tensor.stride(0) * tensor.itemsize for tensor in results]
+    head = (one[0].shape[-1], 1, layers, one[1].shape[1], torch.get_num_threads(), p is not None, p or 0.0, *constants)
+    pointers = [*map(Tensor.data_ptr, (*given[:5], *results)), *_NOT_GIVEN, *map(Tensor.data_ptr, given[5:])]
+    packed = struct.pack(f"{len(strides)}q", *strides)
+    call, structure = _prepare(library(), "step_batch", one[0].dtype, one[1].dtype, layers)
+    call(structure.pack(*head, *pointers, *[0] * (2 * layers)), ctypes.c_int64(batch), packed)
+    return results[0], results[1], results[2]
+
+
 class Stepper:
     """See `l2o.kernels.stepper`: a step packs two more addresses and calls."""
 

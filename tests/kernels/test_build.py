@@ -14,6 +14,7 @@ from l2o.kernels import build, reference
 SCRIPT = """
 import torch
 from l2o.kernels import build, reference, sequence_vjp, step
+from l2o.kernels.matmul import bmm
 assert build.library() is not None
 torch.manual_seed(0)
 for dtype in (torch.float32, torch.float64):
@@ -26,6 +27,9 @@ for dtype in (torch.float32, torch.float64):
     torch.testing.assert_close(*pairs, **tolerance)
     pairs = [module(arguments[0][0], *arguments[2:], *theta, **constants) for module in (step, reference.step)]
     torch.testing.assert_close(*pairs, **tolerance)
+    for b in (draw(2, 77, 53), draw(2, 53, 77).mT):
+        a = draw(2, 6, 77)
+        torch.testing.assert_close(bmm(a, b), a @ b, **tolerance)
 """
 
 

@@ -5,7 +5,7 @@ import torch
 from torch.func import grad, jvp, vmap
 
 from l2o import kernels
-from l2o.kernels import reference
+from l2o.kernels import lstm, reference
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
@@ -95,6 +95,41 @@ def test_vmap_equals_a_loop(problem, axes):
         one = [x if axis is None else x.select(axis, index) for x, axis in zip(batched, axes, strict=True)]
         for batch, single in zip(ours, run(*one), strict=True):
             torch.testing.assert_close(batch[index], single, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("state", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("layers, p", [(1, None), (3, 10.0)])
+def test_networks_of_particles_are_stepped_in_one_call(make_problem, monkeypatch, layers, p, state):
+    """Bit for bit a loop over the kernel, and the reference up to rounding; with and without a shared state."""
+    dtype = torch.float64 if state is torch.float64 else torch.float32
+    # bfloat16's last bit may fall to the other side, at cells of up to 8
+    tolerance = {torch.float64: 1e-12, torch.float32: 2e-3, torch.bfloat16: 5e-2}[state]
+    problems = [make_problem(layers, 5, 70, 1, p, seed, dtype) for seed in range(4)]
+    monkeypatch.setattr(lstm, "_vmap_loop", None)  # where the kernel is called directly, nothing loops
+
+    def stack(pick):
+        return torch.stack([pick(problem) for problem in problems])
+
+    grads, hidden, cell = stack(lambda q: q.grads[0]), stack(lambda q: q.hidden.to(state)), problems[0].cell.to(state)
+    theta = [
+        [stack(lambda q, k=k, name=name: getattr(q, name)[k]) for k in range(layers)] for name in ("weights", "biases")
+    ]
+    theta += [stack(lambda q: q.output_weight), stack(lambda q: q.output_bias)]
+
+    def run(grads, hidden, *theta):
+        return kernels.step(grads, hidden, cell, *theta, **problems[0].constants)
+
+    found = vmap(run)(grads, hidden, *theta)
+    for index, problem in enumerate(problems):
+        arguments = (problem.grads[0], hidden[index], cell, *problem.theta)
+        for batch, single, plain in zip(
+            found,
+            kernels.step(*arguments, **problem.constants),
+            reference.step(*arguments, **problem.constants),
+            strict=True,
+        ):
+            assert torch.equal(batch[index], single)
+            assert (batch[index] - plain).abs().max() < tolerance
 
 
 def test_derivatives_compose_with_vmap_in_either_order(problem):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
+from l2o.kernels.build import library
 from l2o.rule import CoordinatewiseRule
 from l2o.rules import SGD, Adam, AdamConfig, CoordinatewiseLSTM, LSTMConfig, SGDConfig
 from meta_train import inner_steps
@@ -90,9 +91,13 @@ def test_compiled_steps_equal_eager_ones_in_float64(float64):
 
 
 @compiler
-def test_compiled_steps_equal_eager_ones_in_float32():
-    rule, family = RULES["sgd"](), MLP("digits", hidden=(8,), batch_size=32, init_scale=0.3)
-    found, expected = estimate(rule, family, compile_steps=1), estimate(rule, family)
+def test_compiled_steps_equal_eager_ones_in_float32_and_multiply_by_our_kernel():
+    rule, family = RULES["sgd"](), MLP("digits", hidden=(20,), batch_size=128, init_scale=0.3)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        found = estimate(rule, family, compile_steps=1)
+    expected = estimate(rule, family)
+    if library() is not None:
+        assert "l2o::bmm" in {event.name for event in profile.events() or ()}
     assert (found - expected).norm() < 1e-6 * expected.norm()
     torch.testing.assert_close(found[0], expected[0], rtol=1e-6, atol=0)  # the gradient itself, of log_lr
 
