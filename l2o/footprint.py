@@ -8,6 +8,7 @@ import torch
 
 from l2o import optimizer_state
 from l2o.checkpoint import load_rule
+from l2o.guard import Guard
 from l2o.optimizer import LearnedOptimizer
 from l2o.rule import UpdateRule
 from l2o.sharding import local
@@ -26,7 +27,12 @@ class Memory(NamedTuple):
         return f"{self.per_parameter:.1f} bytes per parameter, {self.total / 1e6:,.1f} MB in total"
 
 
-def memory(rule: UpdateRule | str | os.PathLike, params: Iterable, state_dtype: torch.dtype | None = None) -> Memory:
+def memory(
+    rule: UpdateRule | str | os.PathLike,
+    params: Iterable,
+    state_dtype: torch.dtype | None = None,
+    guard: Guard | bool | None = None,
+) -> Memory:
     """Return the bytes that optimizing these parameters keeps, exactly, without allocating them.
 
     >>> print(memory("lstm-mnist", torch.nn.Linear(784, 20).parameters()))
@@ -36,19 +42,20 @@ def memory(rule: UpdateRule | str | os.PathLike, params: Iterable, state_dtype: 
         rule: a rule, or where its checkpoint is, as for `l2o.load`.
         params: what the optimizer will be given: parameters, named parameters or groups. Those that do not require a
             gradient count nothing; "meta" tensors will do.
-        state_dtype: as for `LearnedOptimizer`.
+        state_dtype, guard: as for `LearnedOptimizer`; a guard keeps Adam's 8 bytes per float32 parameter as well.
 
     Raises:
         CheckpointError: if there is no such checkpoint.
         ValueError: if state_dtype is neither None nor torch.bfloat16.
+        TypeError: if guard is no guard.
     """
     rule = rule if isinstance(rule, UpdateRule) else load_rule(rule)
-    optimizer = LearnedOptimizer(params, rule, state_dtype=state_dtype)
+    optimizer = LearnedOptimizer(params, rule, state_dtype=state_dtype, guard=guard)
     trained = [
-        (optimizer.rules[group["rule"]], param)
+        (optimizer.memory_kind(group), param)
         for group in optimizer.param_groups
         for param in group["params"]
         if param.requires_grad
     ]
-    total = sum(optimizer_state.nbytes(rule, param, state_dtype) for rule, param in trained)
+    total = sum(optimizer_state.nbytes(kind, param) for kind, param in trained)
     return Memory(total, total / max(1, sum(local(param).numel() for _, param in trained)))

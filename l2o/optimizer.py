@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from l2o import optimizer_state, optimizer_step
+from l2o import optimizer_guard, optimizer_state, optimizer_step
+from l2o.guard import Guard, Progress
 from l2o.optimizer_step import Item
 from l2o.rule import CoordinatewiseRule, UpdateRule
 from l2o.sharding import agree
@@ -35,10 +36,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
         nonfinite: for gradients with NaN or infinity, "skip" leaves their tensors as they are in this step, counts them
             in `skipped` and warns once; "raise" raises an error before anything has moved; "pass" feeds them to the
             rule, unseen, and saves the check and its transfer from the GPU.
+        guard: True or a `Guard` keeps each tensor's step within a multiple of Adam's and hands over to Adam for good
+            when the losses given to `step` rise or stall (see `l2o.guard`); lr and weight_decay act on both.
 
     Raises:
         ValueError: if an option is out of range.
-        TypeError: if the rule is not a gradient rule.
+        TypeError: if the rule is not a gradient rule, or guard not a guard.
     """
 
     def __init__(
@@ -51,23 +54,34 @@ class LearnedOptimizer(torch.optim.Optimizer):
         maximize: bool = False,
         state_dtype: torch.dtype | None = None,
         nonfinite: Literal["skip", "raise", "pass"] = "skip",
+        guard: Guard | bool | None = None,
     ):
         if state_dtype not in (None, torch.bfloat16):
             raise ValueError(f"state_dtype must be torch.bfloat16, or None for the rule's own, got {state_dtype}")
         if nonfinite not in ("skip", "raise", "pass"):
             raise ValueError(f'nonfinite must be "skip", "raise" or "pass", got {nonfinite!r}')
         self.rules: list[CoordinatewiseRule] = []
-        self.state_dtype, self.nonfinite = state_dtype, nonfinite
+        self.state_dtype, self.nonfinite, self.guard = state_dtype, nonfinite, optimizer_guard.chosen(guard)
         self.skipped = 0
         """Tensor updates left out so far because the gradient was not finite."""
         self._copies: dict[Any, CoordinatewiseRule] = {}
         defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "rule": self._index(rule)}
-        super().__init__(params, defaults)
+        memory = {} if self.guard is None else {"guard": tuple(Progress(self.guard.trust))}
+        super().__init__(params, defaults | memory)
 
     @property
     def rule(self) -> CoordinatewiseRule:
         """The rule of the first group."""
         return self.rules[self.param_groups[0]["rule"]]
+
+    @property
+    def fallen_back(self) -> bool:
+        """Whether the guard has let Adam take over for good."""
+        return self.guard is not None and Progress(*self.param_groups[0]["guard"]).fallen_back
+
+    def memory_kind(self, group: optimizer_step.Group) -> optimizer_state.Kind:
+        """Return what decides the form of the memories of a group's parameters."""
+        return optimizer_state.Kind(self.rules[group["rule"]], self.state_dtype, self.guard is not None)
 
     def add_param_group(self, param_group) -> None:
         """Add parameters, at any time.
@@ -90,13 +104,18 @@ class LearnedOptimizer(torch.optim.Optimizer):
         super().add_param_group({**param_group, "rule": self._index(rule)})
 
     @torch.no_grad()
-    def step(self, closure=None):  # pyright: ignore[reportIncompatibleMethodOverride] (the base class overloads it)
-        """Make one update; returns the closure's loss, evaluated with gradients enabled, if one is given.
+    def step(self, closure=None, *, loss=None):  # pyright: ignore[reportIncompatibleMethodOverride] (the base overloads it)
+        """Make one update; returns the closure's loss, evaluated with gradients enabled, if one is given, else `loss`.
+
+        Args:
+            closure: computes gradients and returns the loss.
+            loss: the loss, where it is at hand without a closure; for the guard, which without either keeps the trust
+                region and never falls back. Under DDP and FSDP2 all processes must give the same number, the mean.
 
         Raises:
             RuntimeError: if a gradient is sparse or complex, or, with nonfinite="raise", not finite.
+            ValueError: if there is a guard and the loss is not a single number.
         """
-        loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
@@ -105,8 +124,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
             items = self._finite(items)
         for item in items:
             if not self.state[item.param]:
-                rule = self._rule(item)
-                self.state[item.param] = optimizer_state.fresh(rule, item.param, self.state_dtype)
+                kind = self.memory_kind(item.group)._replace(rule=self._rule(item))
+                self.state[item.param] = optimizer_state.fresh(kind, item.param)
+        if self.guard is not None:
+            optimizer_guard.advance(self.guard, self.param_groups, self._rule, items, self.state, loss)
+            return loss
         for bucket in optimizer_step.buckets(items, self.state):
             optimizer_step.advance(self._rule(bucket[0]), bucket, [self.state[item.param] for item in bucket])
         return loss
@@ -136,7 +158,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self):
         """Copy and pickle what the base class does not know."""
-        own = ("rules", "state_dtype", "nonfinite", "skipped")
+        own = ("rules", "state_dtype", "nonfinite", "skipped", "guard")
         return super().__getstate__() | {name: self.__dict__[name] for name in own}
 
     def __setstate__(self, state) -> None:
@@ -201,10 +223,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     f"group {number} was saved with rule {other['rule']} but has rule {group['rule']} here: give the "
                     "groups their rules in the same order"
                 )
+            optimizer_guard.check_saved(self.guard, other, f"group {number}")
             for param, index in zip(group["params"], other["params"], strict=False):  # the base class counts them
                 if index in saved["state"]:
-                    arguments = (saved["state"][index], self.rules[group["rule"]], param, self.state_dtype)
-                    memories[param] = optimizer_state.checked(*arguments, self._name(param))
+                    arguments = (saved["state"][index], self.memory_kind(group), param, self._name(param))
+                    memories[param] = optimizer_state.checked(*arguments)
         return memories
 
     def _name(self, param: Tensor) -> str:

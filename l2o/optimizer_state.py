@@ -17,6 +17,10 @@ from l2o.sharding import is_sharded, local, sharded_like
 Memory = dict[str, Tensor]
 """Name -> tensor, the memory of one parameter."""
 
+MOMENTS = ("guard_first_moment", "guard_second_moment")
+"""What a guard adds: Adam's moments, in the precision in which the rule sees gradients, never in `state_dtype`: in
+bfloat16 the second one would stall."""
+
 
 class Field(NamedTuple):
     """Form of one entry of a memory."""
@@ -32,40 +36,48 @@ def precision(param: Tensor) -> torch.dtype:
     return torch.promote_types(param.dtype, torch.float32)
 
 
-def fields(rule: CoordinatewiseRule, param: Tensor, state_dtype: torch.dtype | None) -> dict[str, Field]:
+class Kind(NamedTuple):
+    """What decides the form of a parameter's memory, beside the parameter."""
+
+    rule: CoordinatewiseRule
+    state_dtype: torch.dtype | None = None
+    guarded: bool = False
+
+
+def fields(kind: Kind, param: Tensor) -> dict[str, Field]:
     """Describe the memory of a parameter without its "step"; allocates nothing of the parameter's size."""
-    one = _one_coordinate(rule, param, torch.device("cpu"))
-    return {name: Field(value.shape[:-1], value.dtype) for name, value in _narrowed(one, state_dtype).items()}
+    one = _one_coordinate(kind, param, torch.device("cpu"))
+    return {name: Field(value.shape[:-1], value.dtype) for name, value in one.items()}
 
 
-def fresh(rule: CoordinatewiseRule, param: Tensor, state_dtype: torch.dtype | None) -> Memory:
+def fresh(kind: Kind, param: Tensor) -> Memory:
     """Return the memory before the first step, contiguous and on the parameter's device."""
     memory, shape = {"step": torch.zeros((), dtype=torch.int64)}, local(param).shape
     # One coordinate is made and repeated: a full state in the rule's precision would need twice the memory for a while.
-    for name, value in _narrowed(_one_coordinate(rule, param, param.device), state_dtype).items():
+    for name, value in _one_coordinate(kind, param, param.device).items():
         lead = value.shape[:-1]
         part = value.reshape((*lead, *[1] * len(shape))).expand((*lead, *shape))
         memory[name] = sharded_like(param, part.clone(memory_format=torch.contiguous_format))
     return memory
 
 
-def nbytes(rule: CoordinatewiseRule, param: Tensor, state_dtype: torch.dtype | None) -> int:
+def nbytes(kind: Kind, param: Tensor) -> int:
     """Return the bytes of the memory that `fresh` would make."""
-    per_coordinate = sum(math.prod(lead) * dtype.itemsize for lead, dtype in fields(rule, param, state_dtype).values())
+    per_coordinate = sum(math.prod(lead) * dtype.itemsize for lead, dtype in fields(kind, param).values())
     return torch.int64.itemsize + per_coordinate * local(param).numel()
 
 
-def checked(saved: Any, rule: CoordinatewiseRule, param: Tensor, state_dtype: torch.dtype | None, where: str) -> Memory:
+def checked(saved: Any, kind: Kind, param: Tensor, where: str) -> Memory:
     """Return a copy of a saved memory, on the parameter's device and in the precision that `fields` tells.
 
     Raises:
         ValueError: if an entry is missing or unknown, or has not the parameter's shape or sharding.
     """
-    expected = fields(rule, param, state_dtype)
+    expected = fields(kind, param)
     names = set(saved) if isinstance(saved, dict) else set()
     if names != {"step", *expected}:
         raise ValueError(
-            f"the saved state of {where} holds {sorted(map(str, names))}, but {type(rule).__name__} keeps "
+            f"the saved state of {where} holds {sorted(map(str, names))}, but {type(kind.rule).__name__} keeps "
             f"{sorted({'step', *expected})}. Was it saved by another optimizer, or with another rule?"
         )
     _check_shape("step", saved["step"], (), where)
@@ -91,8 +103,10 @@ def _check_shape(name: str, value: Any, shape: tuple[int, ...], where: str) -> N
         )
 
 
-def _one_coordinate(rule: CoordinatewiseRule, param: Tensor, device: torch.device) -> Memory:
-    return rule.init_coordinates(torch.empty(1, dtype=precision(param), device=device))._asdict()
+def _one_coordinate(kind: Kind, param: Tensor, device: torch.device) -> Memory:
+    like = torch.empty(1, dtype=precision(param), device=device)
+    memory = _narrowed(kind.rule.init_coordinates(like)._asdict(), kind.state_dtype)
+    return memory | {name: torch.zeros_like(like) for name in (MOMENTS if kind.guarded else ())}
 
 
 def _narrowed(memory: Memory, state_dtype: torch.dtype | None) -> Memory:

@@ -80,7 +80,14 @@ def buckets(chosen: Sequence[Item], memories: Mapping[Tensor, Memory]) -> list[l
 
 def advance(rule: CoordinatewiseRule, bucket: Sequence[Item], memories: Sequence[Memory]) -> None:
     """Update the tensors and their memories by one call of the rule."""
-    grads = [_coordinates(item) for item in bucket]
+    for item, update in zip(bucket, propose(rule, bucket, memories), strict=True):
+        move(item, update)
+    torch._foreach_add_([memory["step"] for memory in memories], 1)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def propose(rule: CoordinatewiseRule, bucket: Sequence[Item], memories: Sequence[Memory]) -> Sequence[Tensor]:
+    """Return the tensors' updates, shape (n,) each, by one call of the rule, and write its state; "step" is not it."""
+    grads = [coordinates(item) for item in bucket]
     sizes = [len(grad) for grad in grads]
     flat = grads[0] if len(grads) == 1 else torch.cat(grads)
     state_type = type(rule.init_coordinates(flat[:0]))
@@ -93,12 +100,10 @@ def advance(rule: CoordinatewiseRule, bucket: Sequence[Item], memories: Sequence
     for parts, old, new in zip(stored, before, after, strict=True):
         if len(parts) > 1 or new is not old:  # a rule may have written into the memory itself
             torch._foreach_copy_(parts, new.split(sizes, -1))  # pyright: ignore[reportPrivateImportUsage]
-    for item, update in zip(bucket, updates.split(sizes), strict=True):
-        _move(item, update)
-    torch._foreach_add_([memory["step"] for memory in memories], 1)  # pyright: ignore[reportPrivateImportUsage]
+    return updates.split(sizes)
 
 
-def _coordinates(item: Item) -> Tensor:
+def coordinates(item: Item) -> Tensor:
     """The gradient of what is minimised, shape (n,), in the rule's precision."""
     grad = item.grad.to(precision(item.param)).reshape(-1)
     return -grad if item.group["maximize"] else grad
@@ -110,7 +115,7 @@ def _flat(item: Item, value: Tensor) -> Tensor:
     return part.view(*part.shape[: part.dim() - item.values.dim()], item.values.numel())
 
 
-def _move(item: Item, update: Tensor) -> None:
+def move(item: Item, update: Tensor) -> None:
     """θ ← θ + lr (u − weight_decay θ), added in the wider precision and rounded once."""
     lr, decay = item.group["lr"], item.group["weight_decay"]
     update = update.reshape(item.values.shape)

@@ -16,6 +16,7 @@ import torch
 DEFAULT = [
     "conformance.factories:lstm",
     "conformance.factories:adam",
+    "conformance.factories:guarded",
     "torch.optim:Adam",
     "torch.optim:SGD",
     "torch.optim:AdamW",

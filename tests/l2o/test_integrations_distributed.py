@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from two_processes import CASES, RULES, WORLD, make_model, numbers, shard, train
+from two_processes import CASES, RULES, TIGHT, WORLD, make_model, numbers, shard, train
 
 from l2o import LearnedOptimizer
 from l2o.sharding import _behind
@@ -61,6 +61,17 @@ def test_two_processes_train_as_one(results, how, name):
 def test_a_mesh_of_two_dimensions_trains_as_one_process(results):
     for result in finished(results, "fsdp replicated"):
         torch.testing.assert_close(result["end"], numbers(alone("adam")[0]), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("case", ["fsdp guarded", "fsdp guarded replicated"])
+def test_the_trust_region_of_sharded_tensors_is_that_of_the_whole_ones(results, case):
+    model, free = make_model(), make_model()
+    train(model, LearnedOptimizer(model.parameters(), RULES["lstm"](), guard=TIGHT), range(6))
+    train(free, LearnedOptimizer(free.parameters(), RULES["lstm"]()), range(6))
+    for result in finished(results, case):
+        torch.testing.assert_close(result["end"], numbers(model), rtol=1e-9, atol=1e-11)
+        assert result["types"] == {"Tensor", "DTensor"}  # "step" is a tensor
+    assert not torch.allclose(numbers(model), numbers(free), atol=1e-3)
 
 
 @pytest.mark.parametrize("case", [name for name in CASES if "resume" in name])

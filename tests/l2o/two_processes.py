@@ -24,6 +24,8 @@ RULES = {
     "lstm": lambda: CoordinatewiseLSTM(LSTMConfig(hidden_size=4), torch.Generator().manual_seed(0)).double(),
     "adam": lambda: Adam(AdamConfig(lr=0.01)).double(),
 }
+TIGHT = l2o.Guard(trust=0.5)
+"""Limits every step of the LSTM."""
 
 
 def make_model(dtype=torch.float64, seed=0):
@@ -121,6 +123,17 @@ def fsdp(rank, folder, name, shape):
     return {"end": numbers(model), "entries": entries, "full": full, "told": told, "held": held}
 
 
+def fsdp_guarded(rank, folder, shape):
+    from torch.distributed.device_mesh import init_device_mesh
+
+    names = ("replicate", "shard")[-len(shape) :]
+    model = shard(make_model(), init_device_mesh("cpu", shape, mesh_dim_names=names))
+    optimizer = LearnedOptimizer(model.parameters(), RULES["lstm"](), guard=TIGHT)
+    train(model, optimizer, range(6), rank)
+    placements = {type(entry).__name__ for memory in optimizer.state.values() for entry in memory.values()}
+    return {"end": numbers(model), "types": placements}
+
+
 def fsdp_nan(rank, folder):
     model = shard(make_model())
     optimizer = LearnedOptimizer(model.parameters(), RULES["lstm"]())
@@ -210,6 +223,8 @@ CASES = {
     "ddp nan": ddp_nan,
     **{f"fsdp {name}": functools.partial(fsdp, name=name, shape=(WORLD,)) for name in RULES},
     "fsdp replicated": functools.partial(fsdp, name="adam", shape=(WORLD, 1)),
+    "fsdp guarded": functools.partial(fsdp_guarded, shape=(WORLD,)),
+    "fsdp guarded replicated": functools.partial(fsdp_guarded, shape=(WORLD, 1)),
     "fsdp nan": fsdp_nan,
     "fsdp resume": fsdp_resume,
     "fsdp resume by dcp": fsdp_resume_dcp,

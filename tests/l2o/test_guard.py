@@ -1,0 +1,164 @@
+"""The guard's mathematics: the trust region, the judgement of losses, Adam's step."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from l2o.guard import Guard, Progress, adam_step, observe, radius, trusted
+
+
+def after(guard, losses, progress=None):
+    progress = progress or Progress(guard.trust)
+    for loss in losses:
+        progress = observe(guard, progress, loss)
+    return progress
+
+
+# ---------------------------------------------------------------- trust region
+
+
+def brute_force(update, reference, limit):
+    """The formula with Python's numbers."""
+    length, allowed = (math.sqrt(sum(x * x for x in values)) for values in (update, reference))
+    factor = 1.0 if length <= limit * allowed else limit * allowed / length
+    return [factor * x for x in update]
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    pairs=st.lists(st.tuples(st.floats(-1e6, 1e6), st.floats(-1e3, 1e3)), min_size=1, max_size=9),
+    limit=st.floats(0.01, 100),
+)
+def test_trust_region_equals_the_formula(pairs, limit):
+    update, reference = (torch.tensor(values, dtype=torch.float64) for values in zip(*pairs, strict=True))
+    norms = torch.stack([update.norm(), reference.norm()])
+    moved = trusted(update, reference, norms, limit)
+    expected = torch.tensor(brute_force(update.tolist(), reference.tolist(), limit), dtype=torch.float64)
+    torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-150)
+    assert moved.norm() <= limit * reference.norm() * (1 + 1e-12)
+
+
+def test_short_steps_pass_bit_for_bit_and_long_ones_keep_their_direction():
+    update, reference = torch.tensor([3.0, -4.0]), torch.tensor([0.0, 1.0])
+    norms = torch.tensor([5.0, 1.0])
+    assert torch.equal(trusted(update, reference, norms, 5.0), update)
+    torch.testing.assert_close(trusted(update, reference, norms, 1.0), torch.tensor([0.6, -0.8]))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_learned_step_that_is_not_finite_is_replaced_by_adams(bad):
+    update, reference = torch.tensor([bad, 1.0]), torch.tensor([0.25, 0.5])
+    assert torch.equal(trusted(update, reference, torch.tensor([bad, 1.0]), 16.0), reference)
+
+
+# ---------------------------------------------------------------- Adam
+
+
+def test_adams_step_equals_torchs(generator):
+    param = torch.nn.Parameter(torch.zeros(7, dtype=torch.float64))
+    guard = Guard(lr=0.01, beta1=0.7, beta2=0.93, eps=1e-3)
+    oracle = torch.optim.Adam([param], lr=0.01, betas=(0.7, 0.93), eps=1e-3)
+    value, first, second = (torch.zeros(7, dtype=torch.float64) for _ in range(3))
+    for step in range(5):
+        grad = torch.randn(7, generator=generator, dtype=torch.float64)
+        move, first, second = adam_step(guard, grad, first, second, torch.tensor(step))
+        value = value + move
+        param.grad = grad
+        oracle.step()
+    torch.testing.assert_close(value, param.detach(), rtol=1e-13, atol=0)
+
+
+# ---------------------------------------------------------------- losses
+
+
+def test_falling_losses_cost_no_trust_and_earn_longer_steps():
+    guard = Guard(trust=2.0, earned=3.0, smoothing=0.0)
+    progress = after(guard, [16.0, 8.0, 4.0, 1.0])
+    assert progress.trust == 2.0
+    assert [radius(guard, after(guard, losses)) for losses in ([16.0], [16.0, 8.0], [16.0, 1.0])] == [
+        2.0,
+        pytest.approx(2 * 2**0.75),
+        2.0 * 3.0,
+    ]
+
+
+def test_the_running_mean_is_that_of_its_weights():
+    guard, losses = Guard(smoothing=0.9), [3.0, 1.0, 4.0, 1.0, 5.0]
+    progress = after(guard, losses)
+    weights = [0.1 * 0.9 ** (4 - k) for k in range(5)]
+    expected = sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
+    assert progress.total / progress.weight == pytest.approx(expected, rel=1e-12)
+
+
+def test_losses_that_are_not_positive_earn_nothing():
+    guard = Guard(smoothing=0.0)
+    for losses in ([1.0, -5.0], [-1.0, -5.0], [1.0, 0.0], []):
+        assert radius(guard, after(guard, losses)) == guard.trust
+
+
+def test_a_rising_loss_costs_trust_once_a_rest_and_then_everything():
+    guard = Guard(smoothing=0.0, rest=5, shrink=0.5, floor=4.0, trust=16.0)
+    fallen = [1.0] * 6
+    assert after(guard, [*fallen, 1.19]).trust == 16
+    assert after(guard, [*fallen, 1.21]).trust == 8
+    assert after(guard, [*fallen, 1.21, 2.0, 3.0, 4.0, 5.0]).trust == 8  # too soon after the first
+    assert after(guard, [*fallen, 1.21, 2.0, 3.0, 4.0, 5.0, 6.0]).trust == 4
+    last = after(guard, [*fallen, 1.21, *[3.0] * 5, *[9.0] * 5])
+    assert last.trust == 0 and last.fallen_back
+
+
+def test_a_stalling_loss_costs_trust_later_the_longer_training_lasts():
+    guard = Guard(smoothing=0.0, patience=0.5, least_patience=10, rest=1)
+    flat = after(guard, [1.0] * 11)
+    assert flat.trust == guard.trust
+    assert observe(guard, flat, 1.0).trust == guard.trust * guard.shrink
+    falling = after(guard, [2.0 - step / 1000 for step in range(1000)])
+    waiting = after(guard, [1.1] * 1000, falling)
+    assert waiting.trust == guard.trust
+    assert observe(guard, waiting, 1.1).trust < guard.trust
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_ends_trust_at_once_and_for_good(loss):
+    guard = Guard(floor=0.0)
+    progress = after(guard, [1.0, loss])
+    assert progress.fallen_back
+    assert after(guard, [0.1, 0.01], progress) == progress
+
+
+def test_noise_of_the_first_losses_costs_nothing():
+    guard = Guard(smoothing=0.0, rest=10)
+    assert after(guard, [1.0, 5.0, 0.9, 7.0, 1.0, 5.0]).trust == guard.trust
+
+
+# ---------------------------------------------------------------- errors
+
+WRONG = {
+    "trust": (0.0, "positive and finite"),
+    "earned": (0.5, "at least 1"),
+    "smoothing": (1.0, r"in \[0, 1\)"),
+    "rise": (1.0, "above 1 and finite"),
+    "patience": (math.inf, "positive and finite"),
+    "least_patience": (0, "at least 1"),
+    "rest": (0, "at least 1"),
+    "shrink": (1.0, r"in \(0, 1\)"),
+    "floor": (-1.0, "at least 0 and finite"),
+    "lr": (math.nan, "positive and finite"),
+    "beta1": (-0.1, r"in \[0, 1\)"),
+    "beta2": (1.0, r"in \[0, 1\)"),
+    "eps": (0.0, "positive and finite"),
+}
+
+
+def test_every_option_has_a_case_below():
+    assert set(WRONG) == set(Guard.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_options_out_of_range_are_refused(name):
+    value, text = WRONG[name]
+    with pytest.raises(ValueError, match=f"{name} must be {text}, got {value}"):
+        Guard(**{name: value})

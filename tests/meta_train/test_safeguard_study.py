@@ -1,0 +1,106 @@
+"""The safeguard study: all methods meet the same problems, and the verdict follows the numbers."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+import l2o
+from meta_train import safeguard_study
+from meta_train.safeguard_problems import HELD_OUT, TUNING, samples
+from meta_train.safeguard_report import Ends, read_ends, write_safeguard_report
+from meta_train.safeguard_study import Run, run, run_safeguard
+
+SMALL = "digits, sigmoid 20"
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Forty steps, two seeds, two optimizees that need no files."""
+    monkeypatch.setattr(safeguard_study, "STEPS", 40)
+    monkeypatch.setattr(safeguard_study, "SEEDS", 2)
+    names = (SMALL, "diabetes, tanh 2 × 16")
+    monkeypatch.setattr(safeguard_study, "HELD_OUT", {name: HELD_OUT[name] for name in names})
+
+
+def test_twenty_held_out_optimizees_share_no_network_with_the_tuning_ones():
+    def forms(optimizees):
+        return {
+            (optimizee.data.removesuffix("-28"), repr(optimizee.build())) for optimizee in optimizees.values()
+        }  # fmt: skip
+
+    assert len(HELD_OUT) == len(forms(HELD_OUT)) == 20
+    assert forms(HELD_OUT).isdisjoint(forms(TUNING))
+
+
+def test_diabetes_is_standardised_and_its_halves_are_disjoint():
+    (left, _), (right, _) = samples("diabetes", "test"), samples("diabetes", "outer_valid")
+    both = torch.cat([left, right])
+    assert (len(left), len(right), len(both.unique(dim=0))) == (221, 221, 442)
+    torch.testing.assert_close(both.mean(0), torch.zeros(10), rtol=0, atol=1e-5)
+
+
+def test_runs_of_a_seed_start_alike_and_depend_on_the_seed_alone(short):
+    first = [run(HELD_OUT[SMALL], torch.optim.Adam, seed) for seed in (0, 0, 1)]
+    guarded = run(HELD_OUT[SMALL], lambda params: l2o.load("lstm-digits", params, guard=True), 0)
+    assert first[0].losses == first[1].losses != first[2].losses
+    assert guarded.losses[0] == first[0].losses[0]
+    assert guarded.losses[-1] < first[0].losses[-1]
+
+
+def test_the_step_at_which_adam_took_over_is_noted(short):
+    strict = l2o.Guard(floor=16.0, least_patience=1, patience=1e-9, rest=1, smoothing=0.0)
+    result = run(HELD_OUT[SMALL], lambda params: l2o.load("lstm-digits", params, lr=0.0, guard=strict), 0)
+    assert result.fell_back_at is not None and 0 < result.fell_back_at < 10
+
+
+def test_a_study_writes_what_its_report_reads(short, tmp_path):
+    run_safeguard(("lstm-digits",), tmp_path, "l2o benchmark safeguard")
+    with (tmp_path / "summary.csv").open(newline="") as file:
+        summary = list(csv.DictReader(file))
+    assert [row["method"] for row in summary] == ["Adam", "plain", "guarded"] * 2
+    ends = read_ends(summary, "lstm-digits")
+    losses = [run(HELD_OUT[SMALL], torch.optim.Adam, seed).losses[-20:] for seed in (0, 1)]
+    assert ends[0].adam == pytest.approx(sum(map(sum, losses)) / 40, rel=1e-4)
+    table = write_safeguard_report(tmp_path)
+    assert f"| {SMALL} |" in table and table in (tmp_path / "README.md").read_text()
+    assert (tmp_path / "safeguard-lstm-digits.png").stat().st_size > 10_000
+
+
+def test_ratio_and_share_kept_follow_the_ends():
+    assert Ends("", adam=1.0, plain=0.5, guarded=0.6, seeds=1, fell_back=0).kept == pytest.approx(0.8)
+    assert Ends("", adam=1.0, plain=2.0, guarded=1.2, seeds=1, fell_back=0).kept is None
+    assert Ends("", adam=2.0, plain=2.0, guarded=2.2, seeds=1, fell_back=0).ratio == pytest.approx(1.1)
+    assert Ends("", adam=2.0, plain=float("nan"), guarded=float("nan"), seeds=1, fell_back=0).ratio == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("ends", "words"),
+    [
+        ((1.0, 0.5, 0.55), ["none of 1 end above 1.1 × Adam", "on 1 of these."]),
+        ((1.0, 0.5, 0.95), ["none of 1 end above 1.1 × Adam", "on 0 of these (NOT on a)"]),
+        ((1.0, 3.0, 1.2), ["1 of 1 DO NOT pass and end above 1.1 × Adam (namely a)", "below Adam on 0 of 1"]),
+    ],
+)
+def test_the_verdict_says_what_was_missed(short, tmp_path, monkeypatch, ends, words):
+    losses = iter(ends)
+    monkeypatch.setattr(safeguard_study, "SEEDS", 1)
+    monkeypatch.setattr(safeguard_study, "HELD_OUT", {"a": HELD_OUT[SMALL]})
+    monkeypatch.setattr(safeguard_study, "run", lambda *_: Run([next(losses)] * 40, None, 0.1))
+    run_safeguard(("lstm-digits",), tmp_path, "l2o")
+    write_safeguard_report(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert all(word in text for word in words)
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path):
+    (tmp_path / "study.json").write_text(json.dumps({"rules": []}))
+    with pytest.raises(ValueError, match="is not a safeguard study: FileNotFoundError"):
+        write_safeguard_report(tmp_path)
+
+
+def test_an_unknown_checkpoint_is_refused_before_anything_runs(tmp_path):
+    with pytest.raises(l2o.CheckpointError, match="no checkpoint at nowhere"):
+        run_safeguard(("nowhere",), tmp_path / "out", "l2o")
+    assert not (tmp_path / "out").exists()
