@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from l2o.optimizer import LearnedOptimizer
-from l2o.rule import UpdateRule
-from l2o.rules import RULES
+from l2o.rule import ModelBasedRule, UpdateRule
+from l2o.rules import MODEL_BASED, RULES
 
 FORMAT_VERSION = 1
 _ZOO = Path(__file__).parent / "zoo"
@@ -41,13 +41,20 @@ def load(source: str | os.PathLike, params, lr: float | torch.Tensor = 1.0, **op
         source: a shipped name (`available`), a checkpoint directory, a run directory or hf://owner/name[@revision].
         params: parameters or parameter groups, as for every `torch.optim.Optimizer`.
         lr: multiplies the learned update; 1 is what the rule was trained with.
-        options: weight_decay, maximize, state_dtype and nonfinite, as for `LearnedOptimizer`.
+        options: weight_decay, maximize, state_dtype, nonfinite and guard, as for `LearnedOptimizer`.
 
     Raises:
         CheckpointError: if the checkpoint is missing, damaged or does not fit.
         ValueError: if an option is out of range.
+        TypeError: if the rule steps on the structure of a problem, which a training loop does not have.
     """
-    return LearnedOptimizer(params, load_rule(source), lr=lr, **options)
+    rule = load_rule(source)
+    if isinstance(rule, ModelBasedRule):
+        raise TypeError(
+            f"{source} is a {type(rule).__name__}, which steps on a problem's structure and not on gradients: use "
+            f'l2o.solve(l2o.load_rule("{source}"), problem)'
+        )
+    return LearnedOptimizer(params, rule, lr=lr, **options)
 
 
 def load_rule(source: str | os.PathLike) -> UpdateRule:
@@ -74,14 +81,15 @@ def load_rule(source: str | os.PathLike) -> UpdateRule:
 
 
 def build_rule(name: str, config: dict[str, Any], origin: object = "config") -> UpdateRule:
-    """Build a rule by its name in `RULES` and its config's fields.
+    """Build a rule by its name in `RULES` or `MODEL_BASED` and its config's fields.
 
     Raises:
         CheckpointError: if the name or an option is unknown, or an option is of another type or out of range.
     """
-    if name not in RULES:
-        raise CheckpointError(f"{origin}: unknown rule {name!r}; this version of l2o has {sorted(RULES)}")
-    rule_type, config_type = RULES[name]
+    rules = RULES | MODEL_BASED
+    if name not in rules:
+        raise CheckpointError(f"{origin}: unknown rule {name!r}; this version of l2o has {sorted(rules)}")
+    rule_type, config_type = rules[name]
     known = {field.name for field in dataclasses.fields(config_type)}
     if unknown := set(config) - known:
         raise CheckpointError(f"{origin}: unknown options {sorted(unknown)} of rule {name!r}; it has {sorted(known)}")
@@ -93,12 +101,12 @@ def build_rule(name: str, config: dict[str, Any], origin: object = "config") -> 
 
 
 def rule_name(rule: UpdateRule) -> str:
-    """Return the rule's name in `RULES`.
+    """Return the rule's name in `RULES` or `MODEL_BASED`.
 
     Raises:
         TypeError: if the rule is not one of them.
     """
-    for name, (rule_type, _) in RULES.items():
+    for name, (rule_type, _) in (RULES | MODEL_BASED).items():
         if type(rule) is rule_type:
             return name
     raise TypeError(f"{type(rule).__name__} has no name in l2o.rules.RULES, which lists {sorted(RULES)}; add it there")

@@ -40,13 +40,13 @@ def solve(
     start: Tensor | None = None,
     history: bool = True,
 ) -> Solution:
-    """Minimise ½‖Ax − b‖² + g(x) by the steps of a rule, all items at once.
+    """Minimise ½‖Ax − b‖² + g(x) + h(Kx) by the steps of a rule, all items at once.
 
     Args:
         rule: model-based, or a gradient rule (LSTM, Adam, …), which is given the (sub)gradient of F.
         steps: how many; None with no `tol` takes the number of layers that the rule was trained for.
         tol: stop as soon as the relative duality gap, (F(x) − D) / F(x), is at most this for every item; checked after
-            1, 2, 4, … and then every 10 steps.
+            0, 1, 2, 4, … and every 10 steps. Where there is an h, D uses the entry `dual` of the rule's state.
         max_steps: give up after these many, with `converged` False; only with `tol`.
         start: first iterate, the shape of x; None is 0.
         history: whether to evaluate F after every step.
@@ -57,18 +57,19 @@ def solve(
     """
     limit = _limit(rule, steps, tol, max_steps)
     x = problem.zeros() if start is None else _checked(start, problem)
-    advance = stepper(rule, problem, x)
+    state = init_state(rule, problem, x)
     values = [problem.value(x)] if history else []
     made, certificate = 0, None
     while made < limit:
         if tol is not None and _is_checkpoint(made):
-            certificate = certify(problem, x)
+            certificate = _certify(problem, x, state)
             if bool((certificate.relative_gap <= tol).all()):
                 break
-        x, made, certificate = advance(x), made + 1, None
+        x, state = make_step(rule, problem, x, state, made)
+        made, certificate = made + 1, None
         if history:
             values.append(problem.value(x))
-    certificate = certificate or certify(problem, x)
+    certificate = certificate or _certify(problem, x, state)
     curve = torch.stack(values) if history else x.new_empty((0, *problem.batch_shape))
     return Solution(x, curve, certificate, made, tol is None or bool((certificate.relative_gap <= tol).all()))
 
@@ -105,6 +106,10 @@ def _subgradient(problem: Problem, x: Tensor) -> Tensor:
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         return torch.autograd.grad(problem.value(x).sum(), x)[0]
+
+
+def _certify(problem: Problem, x: Tensor, state: State) -> Certificate:
+    return certify(problem, x, getattr(state, "dual", None) if problem.composite is not None else None)
 
 
 def _limit(rule: UpdateRule, steps: int | None, tol: float | None, max_steps: int) -> int:

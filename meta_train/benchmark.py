@@ -19,6 +19,8 @@ from tqdm import tqdm
 
 from l2o.checkpoint import load_rule
 from l2o.rule import UpdateRule
+from l2o.rules import FISTA, FISTAConfig
+from l2o.solve import solve
 from l2o.tensorflow_weights import load_tensorflow_lstm
 from meta_train.baselines import CLASSICS, tune
 from meta_train.protocols import Protocol
@@ -42,7 +44,7 @@ def run_benchmark(protocol: Protocol, checkpoints: Sequence[str], out: Path, com
     learned = learned_rules(protocol, checkpoints)
     _check_writable(out)
     summary, curves = [], []
-    total = len(protocol.settings) * (len(learned) + len(CLASSICS))
+    total = len(protocol.settings) * (len(learned) + len(protocol.solvers) + len(CLASSICS))
     with tqdm(total=total, unit="method", disable=None) as bar:
         for setting, family in protocol.settings.items():
             sums: dict[str, Tensor] = {}
@@ -79,6 +81,8 @@ def _methods(protocol: Protocol, family: TaskFamily, learned: dict[str, UpdateRu
     """Yield (name, kind, rule, columns) of every method, the classics tuned when their turn comes."""
     for name, rule in learned.items():
         yield name, "learned", rule, {"lr": "", "lrs_tried": 0}
+    for name, solver in protocol.solvers.items():
+        yield name, "classic", solver, {"lr": "", "lrs_tried": 0}
     for name, build in CLASSICS.items():
         seed = derive_seed(protocol.seed, "tuning")
         lr, tried = tune(build, family, protocol.tuning_problems, protocol.sum_steps, seed)
@@ -90,7 +94,19 @@ def _race(protocol: Protocol, family: TaskFamily, rule: UpdateRule) -> tuple[Ten
     generator = torch.Generator().manual_seed(protocol.seed)
     begun = time.process_time()
     losses = evaluate(rule, family, protocol.problems, protocol.steps, "test", generator)
-    return losses.double(), (time.process_time() - begun) / protocol.problems
+    cpu_s = (time.process_time() - begun) / protocol.problems
+    return _suboptimality(protocol, family, losses.double()) if protocol.relative else losses.double(), cpu_s
+
+
+def _suboptimality(protocol: Protocol, family: TaskFamily, losses: Tensor) -> Tensor:
+    """Return f − f* as a fraction of the problems' mean f*, so that its mean is the ratio of the means."""
+    tasks = family.sample_tasks(protocol.problems, torch.Generator().manual_seed(protocol.seed))
+    problem = family.problem(tasks)
+    if problem is None:
+        raise ValueError(f"protocol {protocol.name} measures against the optimum, which {family} does not tell")
+    solution = solve(FISTA(FISTAConfig(restart="gradient")), problem.double(), tol=1e-9, history=False)
+    optimum = solution.certificate.dual  # a lower bound: what is reported is at least the suboptimality
+    return (losses - optimum) / optimum.mean()
 
 
 def _summarise(protocol: Protocol, losses: Tensor) -> dict[str, Any]:
@@ -116,18 +132,19 @@ def _curve_rows(setting: str, method: str, losses: Tensor) -> list[dict[str, Any
 
 def _add_wins(summary: list[dict], setting: str, sums: dict[str, Tensor]) -> None:
     """Add the share of problems on which a method's sum of losses is below that of the best classic."""
-    best = min(CLASSICS, key=lambda name: sums[name].nan_to_num(torch.inf).mean().item())
-    for row in summary:
-        if row["setting"] == setting:
-            row["best_classic"] = best
-            row["wins"] = f"{(sums[row['method']] < sums[best]).double().mean().item():.4g}"
+    rows = [row for row in summary if row["setting"] == setting]
+    classics = [row["method"] for row in rows if row["kind"] == "classic"]
+    best = min(classics, key=lambda name: sums[name].nan_to_num(torch.inf).mean().item())
+    for row in rows:
+        row["best_classic"] = best
+        row["wins"] = f"{(sums[row['method']] < sums[best]).double().mean().item():.4g}"
 
 
 def _describe(protocol: Protocol, command: str, out: Path) -> dict[str, Any]:
     settings = {name: f"{family}" for name, family in protocol.settings.items()}
     facts = {field.name: getattr(protocol, field.name) for field in dataclasses.fields(protocol)}
     origin = {"command": command, "directory": str(out), "environment": describe_environment()}
-    return facts | {"settings": settings} | origin
+    return facts | {"settings": settings, "solvers": list(protocol.solvers)} | origin
 
 
 def _check_writable(out: Path) -> None:

@@ -1,4 +1,4 @@
-"""The commands: `l2o train | resume | benchmark | report | speed | estimators | list`."""
+"""The commands: `l2o train | search | resume | benchmark | report | speed | estimators | list`."""
 
 import contextlib
 import functools
@@ -14,18 +14,24 @@ from typing import Annotated, Literal
 
 import tyro
 
-from l2o.checkpoint import available, find, read_card
-from l2o.rules import RULES
+from l2o.checkpoint import available, find, load_rule, read_card
+from l2o.rule import ModelBasedRule
+from l2o.rules import MODEL_BASED, RULES
 from meta_train.benchmark import run_benchmark
 from meta_train.config import PRESETS, TrainConfig
 from meta_train.distributed import DeviceName, Ranks, default_threads, join_ranks
 from meta_train.estimator_report import write_estimator_report
 from meta_train.estimator_study import run_study
 from meta_train.protocols import PROTOCOLS
+from meta_train.recovery_benchmark import run_recovery
+from meta_train.recovery_report import write_recovery_report
 from meta_train.report import write_report
 from meta_train.report_all import report_all
 from meta_train.run_directory import RunDirectory, changes_since
 from meta_train.run_training import TrainingError, run_training
+from meta_train.safeguard_report import write_safeguard_report
+from meta_train.safeguard_study import run_safeguard
+from meta_train.search_commands import add_search_command
 from meta_train.shared_run import create_run, open_run
 from meta_train.speed import measure, print_speed, write_speed
 from meta_train.threads import set_threads, set_threads_as_before
@@ -42,6 +48,12 @@ Device = Annotated[DeviceName, tyro.conf.arg(help="Where to compute; under torch
 Wandb = Annotated[
     WandbMode, tyro.conf.arg(help="Weights & Biases: auto is online when logged in, else offline; off without wandb.")
 ]
+
+STUDIES: dict[str, tuple[Callable[[Sequence[str], Path, str], None], Callable[[Path], str]]] = {
+    "sparse-recovery": (run_recovery, write_recovery_report),
+    "safeguard": (run_safeguard, write_safeguard_report),
+}
+"""Benchmarks with measures of their own: name -> what measures, and what reports it."""
 
 _DESCRIPTION = "Learned optimizers: train, benchmark, list. l2o --version prints the version."
 
@@ -65,7 +77,9 @@ def run_and_report(run: RunDirectory, wandb: WandbMode, ranks: Ranks) -> None:
         sys.exit(1)
     if ranks.is_main:
         print(", ".join(f"{name} {value:g}" for name, value in summary.items()))
-        print(f'checkpoint: {find(run.path)}   (l2o.load("{run.path}", params))')
+        rule = load_rule(run.path)
+        call = f'l2o.load_rule("{run.path}")' if isinstance(rule, ModelBasedRule) else f'l2o.load("{run.path}", params)'
+        print(f"checkpoint: {find(run.path)}, {sum(p.numel() for p in rule.parameters()):,} weights   ({call})")
 
 
 def train_command(preset: str, default: TrainConfig) -> Callable[..., Callable[[], None]]:
@@ -126,7 +140,7 @@ def resume(
 @app.command
 @postponed
 def benchmark(
-    protocol: tyro.conf.Positional[Literal[tuple(PROTOCOLS)]],  # pyright: ignore (the names are in a table)
+    protocol: tyro.conf.Positional[Literal[(*PROTOCOLS, *STUDIES)]],  # pyright: ignore (the names are in tables)
     checkpoint: tuple[str, ...] = (),
     out: Path | None = None,
     wandb: Wandb = "auto",
@@ -145,6 +159,11 @@ def benchmark(
     command += (["--out", str(out)] if out else []) + (["--threads", str(threads)] if threads else [])
     default = Path("runs") / f"benchmark-{protocol}-{_now()}" if checkpoint else Path("results") / protocol
     directory = out or default
+    if protocol in STUDIES:
+        measure_it, report_it = STUDIES[protocol]
+        measure_it(checkpoint, out or Path("results") / protocol, shlex.join(command))
+        print(report_it(out or Path("results") / protocol))
+        return
     run_benchmark(PROTOCOLS[protocol], checkpoint, directory, shlex.join(command))
     print(write_report(directory))
     sources = checkpoint or PROTOCOLS[protocol].learned
@@ -226,11 +245,12 @@ def estimators(
 @postponed
 def list_everything() -> None:
     """List rules, training presets, benchmark protocols and shipped checkpoints."""
-    print("rules:      ", ", ".join(RULES))
+    print("rules:      ", ", ".join(RULES | MODEL_BASED))
     print("presets:    ", ", ".join(PRESETS))
     print("protocols:")
     for protocol in PROTOCOLS.values():
         print(f"  {protocol.name:<16}{protocol.question}")
+    print("  and:", ", ".join(STUDIES))
     print("checkpoints:")
     for name in available():
         results = read_card(find(name)).get("results", {})
@@ -238,6 +258,7 @@ def list_everything() -> None:
         print(f"  {'':<16}card: {find(name) / 'README.md'}")
 
 
+add_search_command(app, postponed)
 add_zoo_commands(app, postponed)
 
 

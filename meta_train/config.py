@@ -5,23 +5,26 @@ import functools
 import inspect
 import operator
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
+import torch
 import tyro
+from torch import Tensor
 
 from l2o.checkpoint import load_rule
 from l2o.rule import CoordinatewiseRule, UpdateRule
-from l2o.rules import RULES, LSTMConfig
+from l2o.rules import MODEL_BASED, RULES, ALISTAConfig, LSTMConfig
 from meta_train.estimators import ESTIMATORS, Estimator, MetaLoss
 from meta_train.estimators.recorded import RecordDtype
 from meta_train.lengths import Lengths
-from tasks import MLP, Quadratic
+from tasks import MLP, Lasso, Quadratic
 from tasks.task import TaskFamily
 
 RuleConfig = functools.reduce(
-    operator.or_, (Annotated[config_type, tyro.conf.subcommand(name)] for name, (_, config_type) in RULES.items())
+    operator.or_,
+    (Annotated[config, tyro.conf.subcommand(name)] for name, (_, config) in (RULES | MODEL_BASED).items()),
 )
-"""Any config in `RULES`; a subcommand each on the command line."""
+"""Any config in `RULES` or `MODEL_BASED`; a subcommand each on the command line."""
 
 EstimatorName = Literal[("auto", *ESTIMATORS)]  # pyright: ignore (the names are in a table)
 
@@ -68,6 +71,8 @@ class TrainConfig:
     """Updates of the rule's weights."""
     outer_lr: float = 0.003
     """Adam's step size for the rule's weights."""
+    matrix_lr: float = 1.0
+    """Factor of outer_lr for weights that are matrices; below 1 where a rule has matrices and scalars."""
     final_outer_lr: float = 0.01
     """Fraction of outer_lr reached at the end of a cosine decay; 1 keeps it constant."""
     average: float = 0.0
@@ -108,7 +113,7 @@ class TrainConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value}")
-        for name in ("outer_lr", "sigma", "clip", "divergence"):
+        for name in ("outer_lr", "matrix_lr", "sigma", "clip", "divergence"):
             value = getattr(self, name)
             if not (value is None and name == "clip") and not (value is not None and 0 < value < float("inf")):
                 raise ValueError(f"{name} must be positive and finite, got {value}")
@@ -161,13 +166,38 @@ class TrainConfig:
             if rule.config != self.rule:
                 raise ValueError(f"{self.start_from} holds a rule with {rule.config}; this run asks for {self.rule}")
             return rule
-        make = next((make for make, config_type in RULES.values() if type(self.rule) is config_type), None)
+        known = (RULES | MODEL_BASED).values()
+        make = next((make for make, config_type in known if type(self.rule) is config_type), None)
         if make is None:
             raise ValueError(f"{type(self.rule).__name__} has no name in l2o.rules.RULES, which lists {sorted(RULES)}")
-        # A rule that starts from random weights takes a generator.
-        return make(self.rule, generator) if "generator" in inspect.signature(make).parameters else make(self.rule)
+        # A rule that starts from random weights takes a generator, one with weights for a matrix the matrix.
+        wanted = inspect.signature(make).parameters
+        options: dict[str, Any] = {"generator": generator} if "generator" in wanted else {}
+        if "dictionary" in wanted:
+            options["dictionary"] = self._dictionary()
+        return make(self.rule, **options)
+
+    def _dictionary(self) -> Tensor:
+        """Return the matrix that all tasks share."""
+        if not isinstance(self.task, Lasso):
+            raise ValueError(f"{type(self.rule).__name__} starts from the matrix of Lasso tasks, got {self.task}")
+        return self.task.shared_dictionary(torch.empty(0))
 
 
+_SPARSE = TrainConfig(
+    Lasso(dictionary="published", supervision=1.0),
+    ALISTAConfig(),
+    meta_loss=MetaLoss("final"),
+    horizon=16,
+    truncation=16,
+    lengths=Lengths("layerwise"),
+    n_tasks=128,
+    outer_steps=1000,
+    outer_lr=0.02,
+    valid_tasks=1000,
+    validate_every=50,
+    checkpoint_every=250,
+)
 _CLASSIFIER_LSTM = LSTMConfig(p=10.0, scale=0.1, forget_bias=1.0)
 
 PRESETS: dict[str, TrainConfig] = {
@@ -182,5 +212,19 @@ PRESETS: dict[str, TrainConfig] = {
     ),
     "mnist": TrainConfig(MLP("mnist"), _CLASSIFIER_LSTM, n_tasks=1, outer_steps=6000, outer_lr=0.01, valid_tasks=24),
     "digits": TrainConfig(MLP("digits"), _CLASSIFIER_LSTM, n_tasks=4, outer_steps=800, outer_lr=0.005, valid_tasks=32),
+    "lasso": TrainConfig(
+        Lasso(25, 50, strength=0.005, dictionary="sampled"),
+        LSTMConfig(p=10.0, scale=0.1, forget_bias=1.0),
+        meta_loss=MetaLoss(measure="log"),
+        horizon=400,
+        n_tasks=64,
+        stagger=4,
+        outer_steps=8000,
+        valid_tasks=128,
+        validate_every=500,
+        checkpoint_every=500,
+    ),
+    "sparse": _SPARSE,
+    "sparse-snr20": dataclasses.replace(_SPARSE, task=dataclasses.replace(_SPARSE.task, snr_db=20.0)),  # pyright: ignore
 }
 """Starting points of `l2o train`; every field can be overridden."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from l2o.checkpoint import build_rule
-from l2o.rules import RULES
+from l2o.rules import MODEL_BASED, RULES
 from meta_train.config import TrainConfig
 from meta_train.estimators import MetaLoss
 from meta_train.lengths import Lengths
@@ -14,12 +14,14 @@ from tasks.task import TaskFamily
 
 
 def config_name(rule_config: Any) -> str:
-    """Return the name in `RULES` of a rule's config.
+    """Return the name in `RULES` or `MODEL_BASED` of a rule's config.
 
     Raises:
         ValueError: if it has none.
     """
-    return _name(rule_config, {name: config_type for name, (_, config_type) in RULES.items()}, "l2o.rules.RULES")
+    return _name(
+        rule_config, {name: config_type for name, (_, config_type) in (RULES | MODEL_BASED).items()}, "l2o.rules.RULES"
+    )
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:

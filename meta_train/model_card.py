@@ -15,9 +15,10 @@ import torch
 
 from l2o.checkpoint import available, find, load_rule, read_card
 from l2o.footprint import memory
-from l2o.rule import CoordinatewiseRule, UpdateRule
+from l2o.rule import CoordinatewiseRule, ModelBasedRule, UpdateRule
 from meta_train.config import TrainConfig
 from meta_train.config_json import from_json
+from meta_train.recovery_card import MODEL_BASED_LIMIT, recovery_results, usage
 from meta_train.training_command import training_command
 
 Row = dict[str, str]
@@ -26,6 +27,10 @@ Row = dict[str, str]
 _COLUMNS = {"setting", "method", "kind", "seeds", "sum_loss", "best_classic", "wins", "diverged"}
 """What a summary.csv needs to have to be a benchmark's."""
 _WEIGHTING = {"mean": "mean of the losses", "linear": "losses weighted by their step", "final": "the last loss"}
+_INTRODUCTION = """\
+A learned optimizer for l2o: an update rule that was itself trained. It goes where `torch.optim.Adam` was.
+
+    optimizer = l2o.load("{}", model.parameters())"""
 _METADATA = "---\nlibrary_name: l2o\ntags:\n- learned-optimizer\n- pytorch\n---\n"
 """What the Hub reads at the top of a card."""
 
@@ -68,20 +73,24 @@ def card_text(source: str | os.PathLike, results: Sequence[Path], address: str |
     own = [row for row in rows if row["kind"] == "learned" and row["method"] == Path(source).resolve().name]
     title, where = (address.split("/")[-1], f"hf://{address}") if address else (Path(source).resolve().name, source)
     own_command = f"`l2o card {source}` writes this page; do not edit it." if str(source) in available() else ""
+    found, limits = _results(own, rows), _limits(facts, rule, config, own, rows)
+    introduction = _INTRODUCTION.format(where)
+    if isinstance(rule, ModelBasedRule):
+        introduction = usage(where, rule.layers)
+        found, losses = recovery_results(Path(source).resolve().name, (*results, Path(source)), config)
+        limits = "\n".join([limits, *(f"- {text}" for text in losses)])
     return (
         f"""{_METADATA if address else ""}# {title}
 
-A learned optimizer for l2o: an update rule that was itself trained. It goes where `torch.optim.Adam` was.
-
-    optimizer = l2o.load("{where}", model.parameters())
+{introduction}
 
 {_properties(facts, rule, config)}
 
 ## Results
-{_results(own, rows)}
+{found}
 
 ## Limits
-{_limits(facts, rule, config, own, rows)}
+{limits}
 
 {own_command}
 """.rstrip()
@@ -109,11 +118,16 @@ def _properties(facts: dict[str, Any], rule: UpdateRule, config: TrainConfig | N
         loss = config.meta_loss
         lines["meta-loss"] = f"{_WEIGHTING[loss.weighting]}, on {loss.split}; inner steps on {loss.inner_split}"
         lines["meta-gradient"] = f"{type(config.build_estimator()).__name__}, order {config.order}"
-        lines["chosen"] = f"after outer step {training['outer_step']} of {config.outer_steps}"
-        lines["command"] = f"`{training_command(config) or 'meta_train.api.train, from Python'}`"
+        if "outer_step" in training:
+            lines["chosen"] = f"after outer step {training['outer_step']} of {config.outer_steps}"
+        lines["command"] = f"`{_command(facts, config)}`"
     if found:
         lines["validation"] = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
     return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {text} |" for name, text in lines.items())
+
+
+def _command(facts: dict[str, Any], config: TrainConfig) -> str:
+    return facts["training"].get("command") or training_command(config) or "meta_train.api.train, from Python"
 
 
 def _results(own: list[Row], rows: list[Row]) -> str:
@@ -139,6 +153,8 @@ def _limits(
     facts: dict[str, Any], rule: UpdateRule, config: TrainConfig | None, own: list[Row], rows: list[Row]
 ) -> str:
     limits = ["A specialist: do not expect it to train what is not listed here; compare with a tuned Adam first."]
+    if isinstance(rule, ModelBasedRule):
+        limits = [MODEL_BASED_LIMIT]
     if config is not None:
         limits.append(f"It was trained to make {config.horizon} steps; what it does later was no part of its training.")
     for row in own:

@@ -1,8 +1,11 @@
 """Frozen benchmark protocols: which problems, how many, how long. A new one joins by adding one entry."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from tasks import MLP, Quadratic
+from l2o.rule import UpdateRule
+from l2o.rules import FISTA, ISTA, FISTAConfig
+from tasks import MLP, Lasso, Quadratic
 from tasks.task import TaskFamily
 
 
@@ -22,6 +25,10 @@ class Protocol:
     """Other problems, drawn from the outer_valid split, on which the learning rates of the classics are tuned."""
     published: tuple[str, ...] = ()
     """Published TensorFlow weights that take part where $L2O_DATA/checkpoints has them."""
+    solvers: Mapping[str, UpdateRule] = field(default_factory=dict)
+    """Rules without anything to tune or to learn, by name, that use the problem's structure."""
+    relative: bool = False
+    """Report (f − f*) / mean f* instead of f; for families whose problems can be solved exactly."""
     sum_steps: int = 100
     """The score is the sum of the losses at θ_0 … θ_{sum_steps − 1}; the learning rates minimise its mean."""
     steps: int = 100
@@ -68,6 +75,22 @@ PROTOCOLS: dict[str, Protocol] = {
             learned=("lstm-digits",),
             problems=32,
             tuning_problems=16,
+        ),
+        Protocol(
+            name="lasso",
+            question="How close do rules without a layer of their own for every step come to small LASSO optima?",
+            settings={
+                "25 × 50": Lasso(25, 50, strength=0.005, dictionary="sampled"),
+                "5 × 10": Lasso(5, 10, strength=0.005, dictionary="sampled"),
+                "25 × 50, λ = 0.05": Lasso(25, 50, strength=0.05, dictionary="sampled"),
+            },
+            learned=("lstm-lasso", "proximal-lstm-lasso"),
+            solvers={"ISTA": ISTA(), "FISTA, restarted": FISTA(FISTAConfig(restart="gradient"))},
+            relative=True,
+            problems=1024,
+            tuning_problems=128,
+            sum_steps=1000,
+            steps=1001,
         ),
     )
 }

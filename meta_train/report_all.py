@@ -5,6 +5,7 @@ from pathlib import Path
 
 from meta_train.page import write_page
 from meta_train.page_sections import Section, find_directories, is_benchmark, read_section
+from meta_train.recovery_report import write_recovery_report
 from meta_train.report import write_report
 
 RESULTS = Path("results")
@@ -60,6 +61,9 @@ def _stem(names: Sequence[Path], directories: Sequence[Path], out: Path | None) 
 
 def _rebuild(directory: Path, alone: bool) -> list[Path]:
     """Rebuild a benchmark; other directories are shown as their own commands wrote them."""
+    if (directory / "recovery.json").is_file():
+        write_recovery_report(directory)
+        return [directory / "README.md", directory / "curves.png"]
     if not alone and not is_benchmark(directory) and (directory / "README.md").is_file():
         return []
     write_report(directory)

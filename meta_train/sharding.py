@@ -83,7 +83,8 @@ def join(pieces: Sequence[Tensor], sizes: Sequence[int], widths: Sequence[int] |
         sizes: tasks of each rank.
         widths: sizes of one task's parameters, if the last axis holds coordinates; None: the leading axis holds tasks.
     """
-    if pieces[0].dim() == 0 or len(pieces) == 1:
+    same = any(_is_shared(piece, size, widths) for piece, size in zip(pieces, sizes, strict=True))
+    if pieces[0].dim() == 0 or len(pieces) == 1 or same:
         return pieces[0]
     exposed = [_expose(piece, size, widths) for piece, size in zip(pieces, sizes, strict=True)]
     return _hide(torch.cat(exposed, _axis(widths)), widths)
@@ -95,7 +96,8 @@ def cut(tensor: Tensor, n_tasks: int, part: slice | Tensor, widths: Sequence[int
     Raises:
         ValueError, RuntimeError: if the tensor is not one of n_tasks tasks with these widths.
     """
-    if tensor.dim() == 0 or (isinstance(part, slice) and part == slice(0, n_tasks)):
+    everything = isinstance(part, slice) and part == slice(0, n_tasks)
+    if tensor.dim() == 0 or everything or _is_shared(tensor, n_tasks, widths):
         return tensor
     exposed = _expose(tensor, n_tasks, widths)
     return _hide(exposed.movedim(_axis(widths), 0)[part].movedim(0, _axis(widths)), widths)
@@ -103,11 +105,16 @@ def cut(tensor: Tensor, n_tasks: int, part: slice | Tensor, widths: Sequence[int
 
 def paste(tensor: Tensor, piece: Tensor, indices: Tensor, widths: Sequence[int] | None = None) -> Tensor:
     """Return the tensor with the tasks of these indices replaced by those of the piece; scalars are the piece's."""
-    if tensor.dim() == 0:
+    if tensor.dim() == 0 or (widths is None and tensor.shape[0] == 1):
         return piece
     n_tasks = tensor.shape[0] if widths is None else tensor.shape[-1] // sum(widths)
     exposed, fresh = _expose(tensor, n_tasks, widths), _expose(piece, len(indices), widths)
     return _hide(exposed.index_copy(_axis(widths), indices, fresh), widths)
+
+
+def _is_shared(tensor: Tensor, n_tasks: int, widths: Any) -> bool:
+    """Whether a model-based rule holds it for all tasks alike: its leading axis has length 1."""
+    return widths is None and tensor.dim() > 1 and tensor.shape[0] == 1 and n_tasks != 1
 
 
 def _axis(widths: Any) -> int:

@@ -56,7 +56,7 @@ class Trainer:
         self.rule = config.build_rule(on_cpu).to(self.device)
         self.batches = self._make_batches()
         self.average = AveragedModel(self.rule, multi_avg_fn=get_ema_multi_avg_fn(config.average))
-        self.adam = torch.optim.Adam(self.rule.parameters(), lr=config.outer_lr)
+        self.adam = torch.optim.Adam(self._parameter_groups(), lr=config.outer_lr, fused=True)
         self.outer_step, self.skipped, self.diverged, self.best = 0, 0, 0, math.inf
         self.stop_requested = False
         self._resume()
@@ -87,6 +87,21 @@ class Trainer:
         if packed is not None:
             save_rule(self.kept, self.run.checkpoints / "last", training=self._card())
             self.run.save_state(*packed)
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Return all weights in one group, or those that differ in their learning rate in groups of their own.
+
+        A factor of the gradient would do nothing: Adam divides it out.
+        """
+        config = self.config
+        if config.lengths.layer_lr == config.matrix_lr == 1:
+            return [{"params": list(self.rule.parameters()), "layer": None, "factor": 1.0}]
+        groups: dict[tuple[int | None, float], list[Tensor]] = {}
+        for name, parameter in self.rule.named_parameters():
+            layer = name.rpartition(".")[2]  # a list's entries are called name.0, name.1, …
+            factor = config.matrix_lr if parameter.dim() > 1 else 1.0
+            groups.setdefault((int(layer) if layer.isdigit() else None, factor), []).append(parameter)
+        return [{"params": found, "layer": layer, "factor": factor} for (layer, factor), found in groups.items()]
 
     def _make_batches(self) -> list[Batch]:
         config, ranks = self.config, self.ranks
@@ -136,8 +151,11 @@ class Trainer:
         if config.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.rule.parameters(), config.clip)
         decay = 0.5 * (1 + math.cos(math.pi * self.outer_step / config.outer_steps))
+        rate = config.outer_lr * (config.final_outer_lr + (1 - config.final_outer_lr) * decay)
         for group in self.adam.param_groups:
-            group["lr"] = config.outer_lr * (config.final_outer_lr + (1 - config.final_outer_lr) * decay)
+            progress = self.outer_step / config.outer_steps
+            factor = config.lengths.lr_factor(group["layer"], config.horizon, progress)
+            group["lr"] = rate * group["factor"] * factor
         self.adam.step()
         self.average.update_parameters(self.rule)
 

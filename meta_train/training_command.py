@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from l2o.rules import RULES
+from l2o.rules import MODEL_BASED, RULES
 from meta_train.config import PRESETS, TrainConfig
 from meta_train.config_json import to_json
 
@@ -29,7 +29,7 @@ def _options(preset: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Return the options, those of the rule behind its name."""
     rule, usual = wanted["rule"], preset["rule"]
     if rule["name"] != usual["name"]:
-        usual = {"name": rule["name"], **dataclasses.asdict(RULES[rule["name"]][1]())}
+        usual = {"name": rule["name"], **dataclasses.asdict((RULES | MODEL_BASED)[rule["name"]][1]())}
     own = list(_differences("--rule.", usual, rule))
     chosen = [f"rule:{rule['name']}"] if own or rule["name"] != preset["rule"]["name"] else []
     return [*_differences("--", preset, {k: v for k, v in wanted.items() if k != "rule"}), *chosen, *own]

@@ -8,13 +8,17 @@ from tasks.data import DataError, Samples, load_dataset
 from tasks.lasso import Lasso
 from tasks.mlp import MLP
 from tasks.module import ModuleTask
+from tasks.patches import ImagePatches
 from tasks.quadratic import Quadratic
+from tasks.sparse_data import real_problem
 from tasks.task import SPLITS, Data, Params, Split, TaskFamily
+from tasks.unmixing import Unmixing
 
 TASKS: dict[str, type[TaskFamily]] = {
     "quadratic": Quadratic,
     "mlp": MLP,
     "lasso": Lasso,
+    "unmixing": Unmixing,
 }
 """Families that a frozen configuration describes, by name; a new one joins by adding one line."""
 
@@ -24,6 +28,7 @@ __all__ = [
     "TASKS",
     "Data",
     "DataError",
+    "ImagePatches",
     "Lasso",
     "ModuleTask",
     "Params",
@@ -31,5 +36,7 @@ __all__ = [
     "Samples",
     "Split",
     "TaskFamily",
+    "Unmixing",
     "load_dataset",
+    "real_problem",
 ]

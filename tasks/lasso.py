@@ -40,8 +40,8 @@ PUBLISHED_FILES = (
 class Lasso(TaskFamily):
     """f(x) = ½‖Ax − b‖² + λ‖x‖₁ from x = 0, deterministic: no minibatches, no splits.
 
-    A task is "b" (rows,) and the code behind it, "x_star" (columns,), which no loss sees; where each task has its own
-    dictionary, "A" (rows, columns) too. A shared one is `shared_dictionary`.
+    A task is "b" (rows,) and the code behind it, "x_star" (columns,), which no loss sees without
+    supervision; where each task has its own dictionary, "A" (rows, columns) too. A shared one is `shared_dictionary`.
     """
 
     vectorized = "axes"
@@ -63,6 +63,8 @@ class Lasso(TaskFamily):
     """Probability that an entry of x* is not 0."""
     snr_db: float | None = None
     """10 log₁₀(‖Ax*‖² / E‖ε‖²) of each task, in dB; None: no noise."""
+    supervision: float = 0.0
+    """Weight s of the distance to x* in the loss, (1 − s) f(x) + s ½‖x − x*‖²: 0 is unsupervised, 1 supervised."""
 
     def __post_init__(self):
         """Check the options.
@@ -85,6 +87,8 @@ class Lasso(TaskFamily):
             raise ValueError(f"condition must be at least 1, or None for a Gaussian matrix, got {self.condition}")
         if self.snr_db is not None and not math.isfinite(self.snr_db):
             raise ValueError(f"snr_db must be finite, or None for no noise, got {self.snr_db}")
+        if not 0 <= self.supervision <= 1:
+            raise ValueError(f"supervision is a weight in [0, 1], got {self.supervision}")
         shape = (self.rows, self.columns)
         if self.dictionary == "published" and (shape != PUBLISHED_SHAPE or self.condition is not None):
             raise ValueError(f"the published matrix is {PUBLISHED_SHAPE} and has its own conditioning, got {self}")
@@ -119,10 +123,12 @@ class Lasso(TaskFamily):
         return {"x": torch.zeros(n_tasks, self.columns, device=generator.device)}
 
     def loss(self, params: Params, task: Data, batch: Data) -> Tensor:
-        """½‖Ax − b‖² + λ‖x‖₁, shape (), or (n_tasks,) with a leading task axis."""
-        x = params["x"]
-        residual = self._multiply(task, x) - task["b"]
-        return 0.5 * residual.square().sum(-1) + self.strength * x.abs().sum(-1)
+        """(1 − s) (½‖Ax − b‖² + λ‖x‖₁) + s ½‖x − x*‖², shape (), or (n_tasks,) with a leading task axis."""
+        x, weight = params["x"], self.supervision
+        if weight == 0:
+            return self._objective(x, task)
+        distance = 0.5 * (x - task["x_star"]).square().sum(-1)
+        return distance if weight == 1 else (1 - weight) * self._objective(x, task) + weight * distance
 
     def problem(self, tasks: Data) -> Problem:
         """All tasks as one `l2o.Problem`; a shared dictionary is the same object, and so computes its norm once."""
@@ -139,6 +145,10 @@ class Lasso(TaskFamily):
             DataError: if it is the published one, and L2O_DATA is not set or a file is missing or damaged.
         """
         return _shared_operator(self, like.dtype, like.device).matrix
+
+    def _objective(self, x: Tensor, task: Data) -> Tensor:
+        residual = self._multiply(task, x) - task["b"]
+        return 0.5 * residual.square().sum(-1) + self.strength * x.abs().sum(-1)
 
     def _multiply(self, task: Data, x: Tensor) -> Tensor:
         if "A" in task:

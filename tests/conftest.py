@@ -23,7 +23,7 @@ from l2o.rules import (
     RMSpropConfig,
     SGDConfig,
 )
-from tasks import MLP, Lasso, ModuleTask, Quadratic
+from tasks import MLP, Lasso, ModuleTask, Quadratic, Unmixing
 from tasks.task import TaskFamily
 
 Generator = torch.Generator
@@ -50,6 +50,7 @@ ALL_TASKS: dict[str, Callable[[], TaskFamily]] = {
     "mlp": lambda: MLP("digits", hidden=(4,), batch_size=16, init_scale=0.3),
     "module": lambda: _module_task(),
     "lasso": lambda: Lasso(rows=4, columns=6, dictionary="sampled", density=0.5),
+    "unmixing": lambda: Unmixing(bands=7, endmembers=4),
 }
 
 

@@ -82,6 +82,30 @@ class Dictionary(LinearOperator):
             return torch.where(scale > 0, w / scale, 0.0).to(self.matrix.dtype)
 
     @cached_property
+    def symmetric_weights(self) -> Tensor:
+        """W = MA of a symmetric M with the least ‖AᵀMA‖_F subject to w_iᵀa_i = 1: WᵀA is symmetric; shape of A.
+
+            M = P diag(λ) Pᵀ,   P = (AAᵀ)⁺A,   (H ∘ H) λ = 1,   H = AᵀP
+
+        Source: Chen et al. 2021, HyperLISTA, arXiv:2110.15900, §3.3, which writes M = GᵀG and finds it by iterations.
+        This is the closed form: with Lagrange multipliers λ, AAᵀMAAᵀ = A diag(λ) Aᵀ, and the constraints give λ. M is
+        positive semidefinite where λ ≥ 0, which incoherent columns imply. In float64; a column of zeros gets w_i = 0.
+        """
+        with torch.no_grad():
+            A = self.matrix.double()
+            P = torch.linalg.pinv(A @ A.mT, hermitian=True) @ A
+            H = A.mT @ P
+            one = (torch.linalg.diagonal(H) > 0).to(A).unsqueeze(-1)
+            multipliers = torch.linalg.pinv(H.square(), hermitian=True) @ one
+            return (P @ (multipliers * H)).to(self.matrix.dtype)
+
+    @cached_property
+    def pseudo_inverse(self) -> Tensor:
+        """A⁺, shape (batch…, n, m); computed in float64."""
+        with torch.no_grad():
+            return torch.linalg.pinv(self.matrix.double()).to(self.matrix.dtype)
+
+    @cached_property
     def _norm(self) -> Tensor:
         with torch.no_grad():
             return self._operator.norm()

@@ -77,8 +77,8 @@ class ProximalLSTM(ModelBasedRule):
         Raises:
             ValueError: if the regularizer is not separable, so that a coordinate cannot have a step size of its own.
         """
-        if not isinstance(problem.regularizer, L1 | NonnegativeL1):
-            kind = type(problem.regularizer).__name__
+        if not isinstance(problem.regularizer, L1 | NonnegativeL1) or problem.composite is not None:
+            kind = type(problem.composite or problem.regularizer).__name__
             raise ValueError(f"ProximalLSTM needs a regularizer that is a sum over coordinates (L1), got {kind}")
         zeros = x.new_zeros(self.config.depth, self.config.hidden_size, x.numel())
         return ProximalLSTMState(x, zeros, zeros, 1 / problem.lipschitz)
@@ -90,9 +90,7 @@ class ProximalLSTM(ModelBasedRule):
         p, a, hidden, cell = self._choose(x, problem.smooth_grad(x), state)
         sizes = p * problem.per_item(state.step_size)
         descent = state.y - sizes * problem.smooth_grad(state.y)
-        thresholds = sizes * problem.per_item(problem.regularizer.strength)
-        signed = isinstance(problem.regularizer, L1)
-        moved = soft_threshold(descent, thresholds) if signed else (descent - thresholds).relu()
+        moved = _prox(problem, descent, sizes)
         return moved, state._replace(y=moved + a * (moved - x), hidden=hidden, cell=cell)
 
     def _choose(self, x: Tensor, grad: Tensor, state: ProximalLSTMState) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -105,3 +103,11 @@ class ProximalLSTM(ModelBasedRule):
             cells.append(memory)
         p, a = 2 * torch.sigmoid(torch.addmm(self.output_bias[:, None], self.output_weight, top)).to(x.dtype)
         return p.view_as(x), a.view_as(x), torch.stack(hiddens), torch.stack(cells)
+
+
+def _prox(problem: Problem, v: Tensor, sizes: Tensor) -> Tensor:
+    """Return the prox of g with a step size for each coordinate, the shape of v."""
+    g = problem.regularizer
+    assert isinstance(g, L1 | NonnegativeL1)
+    thresholds = sizes * problem.per_item(g.strength)
+    return soft_threshold(v, thresholds) if isinstance(g, L1) else (v - thresholds).relu()

@@ -1,0 +1,93 @@
+"""LFISTA: a FISTA iteration whose matrices and threshold are learned.
+
+    x_{k+1} = η_{θ_k}(W_e b + W_gᵏ x_k + W_mᵏ x_{k−1})
+
+Source: Moreau & Bruna 2017, Understanding trainable sparse coding via matrix factorization, ICLR, arXiv:1609.00285, §5
+(L-FISTA): the step of Beck & Teboulle 2009 written as one affine map.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from l2o.problem import Problem
+from l2o.proximal.norms import soft_threshold
+from l2o.rule import ModelBasedRule
+from l2o.rules.checks import check_positive
+from l2o.rules.support import check_layers, check_sizes, dictionary_of, per_layer, positive, start_matrix
+
+
+class LFISTAState(NamedTuple):
+    """What LFISTA remembers."""
+
+    previous: Tensor
+    """x_{k−1}, the shape of x."""
+
+
+@dataclass(frozen=True)
+class LFISTAConfig:
+    """Shape and initial values of `LFISTA`."""
+
+    rows: int = 250
+    """Of A."""
+    columns: int = 500
+    """Of A."""
+    layers: int = 16
+    """Steps with weights of their own."""
+    strength: float = 0.1
+    """λ of the FISTA that the weights start as."""
+
+    def __post_init__(self):
+        """Check the ranges.
+
+        Raises:
+            ValueError: if a size is below 1, or the strength is not positive.
+        """
+        check_layers(self.layers)
+        check_sizes(self.rows, self.columns)
+        check_positive(strength=self.strength)
+
+
+class LFISTA(ModelBasedRule):
+    """θ = {from_data (n, m), and a layer: from_code (n, n), from_previous (n, n), log_threshold ()}; for one size.
+
+    Args:
+        dictionary: A, shape (rows, columns): every layer starts as the FISTA step, W_e = Aᵀ/L,
+            W_g = (1 + β_k)(I − AᵀA/L), W_m = −β_k (I − AᵀA/L), θ = λ/L; layer 0 is an ISTA step. None leaves the
+            matrices 0, to be loaded.
+    """
+
+    def __init__(self, config: LFISTAConfig | None = None, dictionary: Tensor | None = None):
+        super().__init__()
+        self.config = config = config or LFISTAConfig()
+        self.layers = config.layers
+        start, inverse = start_matrix(dictionary, config.rows, config.columns, analytic=False)
+        code = torch.eye(config.columns) - start.mT @ (start / inverse)
+        momenta = _momenta(config.layers)
+        self.from_data = nn.Parameter(start.mT.clone())
+        self.from_code = nn.ParameterList((1 + beta) * code for beta in momenta)
+        self.from_previous = nn.ParameterList(-beta * code for beta in momenta)
+        self.log_threshold = per_layer(config.strength * inverse for _ in range(config.layers))
+
+    def init_problem(self, problem: Problem, x: Tensor) -> LFISTAState:
+        """See `ModelBasedRule.init_problem`."""
+        dictionary_of(problem, "LFISTA", (self.config.rows, self.config.columns))
+        return LFISTAState(x)
+
+    def iterate(self, problem: Problem, x: Tensor, state: LFISTAState, step: int) -> tuple[Tensor, LFISTAState]:
+        """See the module's equation."""
+        layer = min(step, self.config.layers - 1)
+        from_code, from_previous = (m[layer].to(x.dtype) for m in (self.from_code, self.from_previous))
+        v = problem.b @ self.from_data.to(x.dtype).mT + x @ from_code.mT + state.previous @ from_previous.mT
+        return soft_threshold(v, positive(self.log_threshold, step, x)), LFISTAState(x)
+
+
+def _momenta(layers: int) -> list[float]:
+    """β_k = (t_k − 1) / t_{k+1}, t_{k+1} = (1 + √(1 + 4 t_k²)) / 2, t_1 = 1; β_0 = 0, for nothing has moved yet."""
+    t = [1.0]
+    for _ in range(layers):
+        t.append((1 + (1 + 4 * t[-1] ** 2) ** 0.5) / 2)
+    return [0.0, *((now - 1) / following for now, following in pairwise(t))][:layers]

@@ -1,0 +1,127 @@
+"""Running a rule: the history, the stopping test, starts, gradient rules, and what is refused."""
+
+import pytest
+import torch
+
+import l2o
+from l2o.proximal import L1, Dictionary
+from l2o.rules import FISTA, ISTA, SGD, Adam, AdamConfig, SGDConfig
+from l2o.solve import make_step, stepper
+
+
+def lasso(*batch: int, strength: float = 0.1) -> l2o.Problem:
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(10, 16, generator=generator)
+    return l2o.Problem(Dictionary(A / A.norm(dim=0)), torch.randn(*batch, 10, generator=generator), L1(strength))
+
+
+def test_history_holds_the_objective_at_the_start_and_after_every_step(float64):
+    problem = lasso(3)
+    solution = l2o.solve(ISTA(), problem, steps=5)
+    assert solution.history.shape == (6, 3) and solution.steps == 5 and solution.converged
+    for steps in range(6):
+        x = l2o.solve(ISTA(), problem, steps=steps).x
+        torch.testing.assert_close(solution.history[steps], problem.value(x))
+    torch.testing.assert_close(solution.certificate.primal, solution.history[-1])
+    assert l2o.solve(ISTA(), problem, steps=5, history=False).history.shape == (0, 3)
+
+
+def test_tolerance_is_reached_by_every_item_and_not_much_earlier(float64):
+    problem = lasso(4)
+    solution = l2o.solve(FISTA(), problem, tol=1e-5)
+    assert solution.converged and (solution.certificate.relative_gap <= 1e-5).all()
+    assert solution.steps % 10 == 0 or solution.steps in {2**k for k in range(12)}  # where it looks
+    earlier = l2o.solve(FISTA(), problem, steps=solution.steps - 10)
+    assert (earlier.certificate.relative_gap > 1e-5).any()
+    exact = l2o.solve(FISTA(), problem, steps=2000).certificate.primal
+    assert ((solution.certificate.primal - exact) / exact <= 1e-5).all()
+
+
+def test_solution_given_as_start_takes_no_step(float64):
+    problem = lasso(4)
+    best = l2o.solve(FISTA(), problem, tol=1e-9).x
+    again = l2o.solve(FISTA(), problem, tol=1e-8, start=best)
+    assert again.steps == 0 and torch.equal(again.x, best) and again.history.shape == (1, 4)
+
+
+def test_giving_up_is_said(float64):
+    solution = l2o.solve(ISTA(), lasso(4), tol=1e-12, max_steps=7)
+    assert not solution.converged and solution.steps == 7
+
+
+def test_zero_steps_return_the_start():
+    problem = lasso(2)
+    start = torch.full((2, 16), 0.25)
+    assert torch.equal(l2o.solve(ISTA(), problem, steps=0, start=start).x, start)
+    assert torch.equal(l2o.solve(ISTA(), problem, steps=0).x, torch.zeros(2, 16))
+
+
+def test_empty_batch_converges_at_once():
+    solution = l2o.solve(FISTA(), lasso(0), tol=1e-6)
+    assert solution.x.shape == (0, 16) and solution.converged and solution.steps == 0
+
+
+def test_solution_has_no_graph_and_keeps_the_precision():
+    problem = lasso(2)
+    narrow = l2o.solve(FISTA(), problem, steps=3, start=torch.zeros(2, 16, dtype=torch.float64, requires_grad=True))
+    assert narrow.x.dtype == torch.float32 and not narrow.x.requires_grad
+    assert narrow.certificate.primal.dtype == torch.float64
+
+
+def test_gradient_rules_are_given_the_subgradient(float64):
+    problem = lasso(3)
+    x = 0.1 * torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
+    moved = l2o.solve(SGD(SGDConfig(lr=0.2)), problem, steps=1, start=x).x
+    torch.testing.assert_close(moved, x - 0.2 * (problem.smooth_grad(x) + 0.1 * x.sign()))
+    values = l2o.solve(Adam(AdamConfig(lr=0.02)), problem, steps=300).history
+    assert (values[-1] < 0.6 * values[0]).all()
+
+
+def test_stepper_is_the_loop_of_solve(float64):
+    problem, rule = lasso(3), FISTA()
+    x = problem.zeros()
+    advance = stepper(rule, problem, x)
+    for _ in range(6):
+        x = advance(x)
+    assert torch.equal(x, l2o.solve(rule, problem, steps=6).x)
+
+
+def test_number_of_layers_is_the_default_number_of_steps():
+    class Layered(ISTA):
+        layers = 4
+
+    assert l2o.solve(Layered(), lasso(2)).steps == 4
+    assert l2o.solve(Layered(), lasso(2), tol=1e-2).steps != 4
+    assert l2o.solve(Layered(), lasso(2), steps=6).steps == 6
+
+
+def test_make_step_counts_for_the_rule():
+    seen = []
+
+    class Counting(ISTA):
+        def iterate(self, problem, x, state, step):
+            seen.append(step)
+            return super().iterate(problem, x, state, step)
+
+    problem = lasso(2)
+    l2o.solve(Counting(), problem, steps=3)
+    rule = Counting()
+    make_step(rule, problem, problem.zeros(), rule.init_problem(problem, problem.zeros()), 7)
+    assert seen == [0, 1, 2, 7]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "give either steps or tol, got steps=None and tol=None"),
+        ({"steps": 3, "tol": 1e-3}, "give either steps or tol"),
+        ({"steps": -1}, "steps must be at least 0, got -1"),
+        ({"tol": 0.0}, "tol must be above 0"),
+        ({"tol": float("nan")}, "tol must be above 0, got nan"),
+        ({"tol": 1e-3, "max_steps": -1}, "steps must be at least 0"),
+        ({"steps": 1, "start": torch.zeros(16)}, r"the start must have the shape of x, \(2, 16\), got \(16,\)"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        l2o.solve(ISTA(), lasso(2), **options)
