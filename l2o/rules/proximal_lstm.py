@@ -1,13 +1,14 @@
 """A coordinate-wise LSTM that chooses step sizes and momentum of a proximal gradient step (L2O-PA).
 
-    p_k, a_k = 2σ(W h_k + b) of an LSTM that reads (x_k, ∇f(x_k)), a coordinate at a time
+    a_k = σ(w_a h_k + b_a),   p_k = σ(w_p h_k + b_p) (2 + 2 a_k) / (1 + 2 a_k)   of an LSTM that reads (x_k, ∇f(x_k))
     x_{k+1}  = prox_{(p_k/L) g}(y_k − (p_k/L) ∇f(y_k))
     y_{k+1}  = x_{k+1} + a_k (x_{k+1} − x_k),   y_0 = x_0
 
-Every p in (0, 2) has the minimisers as its fixed points, so what is learned changes how fast it gets there, not where
-it goes. Source: Liu et al. 2023, Towards Constituting Mathematical Structures for Learning to Optimize, ICML,
-arXiv:2305.18577, the form that they call L2O-PA (no biases), with their 2σ for p and a. Differs: no hidden layer
-between LSTM and p, a; the LSTM's weights start from U(±1/√H), the output from p = 1, a = 0.5.
+The minimisers are fixed points whatever p and a are: what is learned changes how fast the iterates get there, not where
+they go. Source: Liu et al. 2023, Towards Constituting Mathematical Structures for Learning to Optimize, ICML,
+arXiv:2305.18577, the form that they call L2O-PA (no biases). Differs: they take 2σ for p and a, which can diverge; here
+constant p and a < 1 would be stable on every quadratic of Lipschitz bound L. No hidden layer between LSTM and p, a; the
+LSTM's weights start from U(±1/√H), the output from a = 0.5, p = 0.75.
 """
 
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class ProximalLSTM(ModelBasedRule):
         self.weights = nn.ParameterList(uniform(4 * size, width + size) for width in inputs)
         self.biases = nn.ParameterList(uniform(4 * size) for _ in inputs)
         self.output_weight = nn.Parameter(0.1 * torch.randn(2, size, generator=generator) / size**0.5)
-        self.output_bias = nn.Parameter(torch.tensor([0.0, -1.0986]))  # 2σ = 1 and 0.5
+        self.output_bias = nn.Parameter(torch.zeros(2))
 
     def init_problem(self, problem: Problem, x: Tensor) -> ProximalLSTMState:
         """Return y_0 = x and h = c = 0.
@@ -101,7 +102,8 @@ class ProximalLSTM(ModelBasedRule):
             top, memory = lstm_cell(top, state.hidden[layer].to(dtype), state.cell[layer].to(dtype), weight, bias)
             hiddens.append(top)
             cells.append(memory)
-        p, a = 2 * torch.sigmoid(torch.addmm(self.output_bias[:, None], self.output_weight, top)).to(x.dtype)
+        p, a = torch.sigmoid(torch.addmm(self.output_bias[:, None], self.output_weight, top)).to(x.dtype)
+        p = p * (2 + 2 * a) / (1 + 2 * a)
         return p.view_as(x), a.view_as(x), torch.stack(hiddens), torch.stack(cells)
 
 

@@ -59,7 +59,8 @@ def reference_steps(rule, A, b, strength, steps):
             for layer, cell in enumerate(cells):
                 memory[i][layer] = cell(top, memory[i][layer])
                 top = memory[i][layer][0]
-            p, momentum[i] = 2 / (1 + torch.exp(-(rule.output_weight @ top + rule.output_bias)))
+            share, momentum[i] = 1 / (1 + torch.exp(-(rule.output_weight @ top + rule.output_bias)))
+            p = share * (2 + 2 * momentum[i]) / (1 + 2 * momentum[i])
             v = y[i] - p / lipschitz * slope[i]
             moved[i] = math.copysign(max(abs(v) - p / lipschitz * strength, 0.0), v)
         x, y = moved, moved + momentum * (moved - x)
@@ -79,6 +80,18 @@ def test_a_solution_is_a_fixed_point_whatever_the_weights(rule, lasso):
     assert solution.converged and solution.x.abs().amax() > 0.1
     # A relative gap of 1e-14 leaves an error of its square root, 1e-7, in x.
     torch.testing.assert_close(l2o.solve(rule, lasso, steps=5, start=solution.x).x, solution.x, rtol=0, atol=1e-6)
+
+
+def test_constant_extreme_steps_stay_bounded(rule, generator):
+    """p and a at the ends of their ranges, on a quadratic (λ ≈ 0) whose eigenvalues fill (0, L]."""
+    A = torch.diag(torch.linspace(0.05, 1, 12).sqrt())
+    lasso = problem(A, torch.randn(3, 12, generator=generator), 1e-12)
+    with torch.no_grad():
+        rule.output_weight.zero_()
+        for share, momentum in ((6.0, 4.0), (6.0, -6.0), (-2.0, 4.0)):
+            rule.output_bias.copy_(torch.tensor([share, momentum]))
+            history = l2o.solve(rule, lasso, steps=2000).history
+            assert history.isfinite().all() and (history[-1] < 1e-3 * history[0]).all()
 
 
 def test_a_matrix_for_each_item_equals_one_problem_at_a_time(rule, generator):
