@@ -22,6 +22,8 @@ from meta_train.config import PRESETS, TrainConfig
 from meta_train.distributed import DeviceName, Ranks, default_threads, join_ranks
 from meta_train.estimator_report import write_estimator_report
 from meta_train.estimator_study import run_study
+from meta_train.lasso_benchmark import run_lasso
+from meta_train.lasso_report import write_lasso_report
 from meta_train.protocols import PROTOCOLS
 from meta_train.recovery_benchmark import run_recovery
 from meta_train.recovery_report import write_recovery_report
@@ -51,6 +53,7 @@ Wandb = Annotated[
 
 STUDIES: dict[str, tuple[Callable[[Sequence[str], Path, str], None], Callable[[Path], str]]] = {
     "sparse-recovery": (run_recovery, write_recovery_report),
+    "lasso-objective": (run_lasso, write_lasso_report),
     "safeguard": (run_safeguard, write_safeguard_report),
 }
 """Benchmarks with measures of their own: name -> what measures, and what reports it."""

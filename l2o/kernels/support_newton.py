@@ -35,7 +35,7 @@ def support_newton(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return x⁺, its gradient and the size of its support; no derivatives.
 
-    Compiled where that is possible: batches of Cholesky factorisations of some 60 rows cost ten times less than in torch.
+    Compiled where that is possible: small Cholesky factorisations cost several times less than in torch.
 
     Args:
         gram: AᵀA, shape (n, n), or (items, n, n).

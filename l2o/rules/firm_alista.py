@@ -3,8 +3,8 @@
     v_k     = x_k + β_k (x_k − x_{k−1})
     x_{k+1} = φ(v_k − γ_k Wᵀ(A v_k − b)),   φ(u) = s + clip(g_k s, θ_k),   s = η_{θ_k}(u)
 
-φ shrinks what is just above θ and leaves what is above (1 + 1/g) θ as it is: firm thresholding. It does for an entry what
-support selection does for the p largest, without a selection, at a fifth of the time of a layer less.
+φ shrinks what is just above θ and leaves what is above (1 + 1/g) θ as it is: firm thresholding. It does what support
+selection does for the p largest, without a selection, which takes as long as the rest of a layer.
 
 Source: Liu, Chen, Wang & Yin 2019, ALISTA, ICLR (the step and W, `Dictionary.analytic_weights`); Gao & Bruce 1997,
 WaveShrink with firm shrinkage, Statistica Sinica 7, eq. 2.3, where the two thresholds are θ and (1 + 1/g) θ.
@@ -82,7 +82,7 @@ class FirmALISTA(ModelBasedRule):
 
     def iterate(self, problem: Problem, x: Tensor, state: FirmALISTAState, step: int) -> tuple[Tensor, FirmALISTAState]:
         """See the module's equations."""
-        weight = 1 + self.momentum[min(step, self.layers - 1)].to(x.dtype)
+        weight = 1 + self.momentum[min(step, self.config.layers - 1)].to(x.dtype)
         v = x if step == 0 else torch.lerp(state.previous, x, weight)
         descent = v - positive(self.log_step_size, step, x) * multiply(state.weights, problem.residual(v))
         threshold, gain = positive(self.log_threshold, step, x), positive(self.log_gain, step, x)

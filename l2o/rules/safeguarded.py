@@ -5,17 +5,17 @@
     keep y   if   F(y) ≤ F(x_k) − σ (L/2) ‖x_k − T(x_k)‖²,   0 < σ < 1    (★)
     else     x_{k+1} = the FISTA step if (★) holds for it, else T(x_k), for which (★) always holds
 
-Theorem. If F is coercive (LASSO with λ > 0 is), then for every inner rule and every input F(x_k) falls to min F,
-‖x_k − T(x_k)‖ → 0, and every limit point of x_k is a minimiser. Proof: T satisfies (★) with σ = 1 (Beck 2017, First-Order
+Theorem. If F is coercive (LASSO with λ > 0 is), then for every inner rule and every input ‖x_k − T(x_k)‖ → 0, F(x_k)
+falls to min F, and every limit point of x_k is a minimiser. Proof: T satisfies (★) with σ = 1 (Beck 2017, First-Order
 Methods in Optimization, Lemma 10.4), so (★) holds at every step; the sum of σ (L/2) ‖x_k − T(x_k)‖² is at most
-F(x_0) − min F, and T is continuous. Where f + g is piecewise quadratic, as here, an error bound makes convergence linear
+F(x_0) − min F, and T is continuous. Where F is piecewise quadratic, as here, an error bound makes convergence linear
 (Luo & Tseng 1992, SIAM J. Control and Optimization 30(2); Tseng & Yun 2009, Math. Programming 117).
 
-Source: Heaton, Chen, Wang & Yin 2023, Safeguarded learned convex optimization, AAAI, arXiv:2003.01880, whose safeguard is
-the fixed-point residual; here it is sufficient decrease, with the monotone FISTA of Beck & Teboulle 2009b, IEEE Trans.
-Image Processing 18(11), §V.A, restarted as by O'Donoghue & Candès 2015. F(y) − F(x) is computed without cancellation, as
-½⟨∇f(x) + ∇f(y), y − x⟩ + g(y) − g(x), exact for a quadratic f. An item whose candidate was refused gets no other for
-1, 2, 4, … steps, so that a useless rule costs a logarithmic number of trials.
+Source: Heaton, Chen, Wang & Yin 2023, Safeguarded learned convex optimization, AAAI, arXiv:2003.01880, whose safeguard
+is the fixed-point residual; here it is sufficient decrease, with the monotone FISTA of Beck & Teboulle 2009b, IEEE
+Trans. Image Processing 18(11), §V.A, restarted as by O'Donoghue & Candès 2015. F(y) − F(x) is computed without
+cancellation, as ½⟨∇f(x) + ∇f(y), y − x⟩ + g(y) − g(x), exact for a quadratic f. An item whose candidate was refused
+gets no other for 4, 8, 16, … steps, so that a useless rule costs a logarithmic number of trials.
 """
 
 from dataclasses import dataclass, replace
@@ -71,18 +71,18 @@ class SafeguardedConfig:
     """Inner steps that make one candidate; None: all layers of a rule that has layers, else 1."""
     polish: SupportNewtonConfig | None = SupportNewtonConfig()
     """Newton steps on the support, in the place of the inner rule after its layers; None: the inner rule throughout."""
-    longest_pause: int = 32
-    """Steps between two candidates of an item, at most."""
+    pause: int = 4
+    """Steps for which an item whose candidate was refused gets no other; doubled by every further refusal in a row."""
 
     def __post_init__(self):
         """Check the ranges.
 
         Raises:
-            ValueError: if decrease is outside (0, 1), or block or longest_pause is below 1.
+            ValueError: if decrease is outside (0, 1), or block or pause is below 1.
         """
         if not 0 < self.decrease < 1:
             raise ValueError(f"decrease must lie strictly between 0 and 1, got {self.decrease}")
-        for name in ("block", "longest_pause"):
+        for name in ("block", "pause"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
@@ -112,19 +112,21 @@ class Safeguarded(ModelBasedRule):
         """
         flat, x_flat = _flatten(problem), _items(problem, x)
         polish = None if self.polish is None else self.polish.init_problem(flat, x_flat)
-        fresh = polish is None or bool(x.any())
-        gradient = flat.smooth_grad(x_flat) if fresh else -polish.correlation
+        known = polish is not None and not x.any()
+        gradient = -polish.correlation if known else flat.smooth_grad(x_flat)  # pyright: ignore
         ones = x.new_ones(len(x_flat))
         counts = torch.zeros(len(x_flat), dtype=torch.int32, device=x.device)
         return SafeguardedState(
             *(ones / flat.lipschitz.to(x.dtype), gradient, x_flat, gradient),
-            *(ones, counts, counts + 1, counts, counts),
+            *(ones, counts, counts + self.config.pause, counts, counts),
             inner=None if self.inner is None else init_state(self.inner, problem, x),
             polish=polish,
         )
 
     @torch.no_grad()
-    def iterate(self, problem: Problem, x: Tensor, state: SafeguardedState, step: int) -> tuple[Tensor, SafeguardedState]:
+    def iterate(
+        self, problem: Problem, x: Tensor, state: SafeguardedState, step: int
+    ) -> tuple[Tensor, SafeguardedState]:
         """See the module's equations."""
         flat, shape, x = _flatten(problem), x.shape, _items(problem, x)
         mapped = _prox_step(flat, x, state.gradient, state.step_size)
@@ -140,7 +142,15 @@ class Safeguarded(ModelBasedRule):
         return new.reshape(shape), after
 
     def _try_candidate(
-        self, problem: Problem, flat: Problem, x: Tensor, shape, due: Tensor, needed: Tensor, state: SafeguardedState, step
+        self,
+        problem: Problem,
+        flat: Problem,
+        x: Tensor,
+        shape,
+        due: Tensor,
+        needed: Tensor,
+        state: SafeguardedState,
+        step,
     ) -> tuple[Tensor, SafeguardedState, Tensor]:
         """Return x and the state with the candidates that pass (★), and for which items they did."""
         found = self._propose(problem, flat, x.reshape(shape), x, due, state, step)
@@ -152,12 +162,12 @@ class Safeguarded(ModelBasedRule):
         fits = made & change.isfinite() & (change <= -needed[rows])
         kept, tried = torch.zeros_like(due), torch.zeros_like(due)
         kept[rows], tried[rows] = fits, made
-        refused, longer = due & ~kept, (state.pause * 2).clamp(max=self.config.longest_pause)
+        refused, longer = due & ~kept, (state.pause * 2).clamp(max=1 << 20)
         after = after._replace(
             gradient=_merge(state.gradient, rows, fits, y_gradient),
             momentum=torch.where(kept, 1.0, state.momentum),
             wait=torch.where(refused, state.pause, after.wait),
-            pause=torch.where(refused, longer, torch.where(kept, 1, state.pause)),
+            pause=torch.where(refused, longer, torch.where(kept, self.config.pause, state.pause)),
             tried=state.tried + tried,
             accepted=state.accepted + kept,
             inner=inner,
@@ -165,7 +175,14 @@ class Safeguarded(ModelBasedRule):
         return _merge(x, rows, fits, y), after, kept
 
     def _propose(
-        self, problem: Problem, flat: Problem, x: Tensor, rows_x: Tensor, due: Tensor, state: SafeguardedState, step: int
+        self,
+        problem: Problem,
+        flat: Problem,
+        x: Tensor,
+        rows_x: Tensor,
+        due: Tensor,
+        state: SafeguardedState,
+        step: int,
     ) -> tuple[Rows, Tensor, Tensor, Tensor, Any] | None:
         """Return which items have a candidate, it, its gradient, for which of them it counts, and the inner state.
 
@@ -190,10 +207,17 @@ def acceptance_rate(state: SafeguardedState) -> Tensor:
 
 
 def _fall_back(
-    problem: Problem, x: Tensor, mapped: Tensor, needed: Tensor, left: Tensor, state: SafeguardedState, new: Tensor, after
+    problem: Problem,
+    x: Tensor,
+    mapped: Tensor,
+    needed: Tensor,
+    left: Tensor,
+    state: SafeguardedState,
+    new: Tensor,
+    after,
 ) -> tuple[Tensor, SafeguardedState]:
     """Take FISTA's step for the items that are left, T(x) where it does not go down enough."""
-    rows = _rows(problem, left)
+    rows = _rows(problem, left, most=0.7)  # to gather and to scatter costs as much as a third of a step
     own, now, gradient = _take(problem, rows), x[rows], state.gradient[rows]
     following = (1 + (1 + 4 * state.momentum[rows].square()).sqrt()) / 2
     weight = per_item((state.momentum[rows] - 1) / following, now, own.ndim)
@@ -216,7 +240,7 @@ def _fall_back(
 
 def _prox_step(problem: Problem, v: Tensor, gradient: Tensor, step: Tensor) -> Tensor:
     """prox_{sg}(v − s∇f)."""
-    return problem.prox(torch.addcmul(v, per_item(step, v, problem.ndim), gradient, value=-1), step)
+    return problem.prox(v - per_item(step, v, problem.ndim) * gradient, step)
 
 
 def _change(problem: Problem, x: Tensor, gradient: Tensor, y: Tensor, y_gradient: Tensor) -> Tensor:
@@ -246,10 +270,10 @@ def _flatten(problem: Problem) -> Problem:
     return Problem(operator, problem.b.reshape(-1, *problem.operator.out_shape), g, problem.composite)
 
 
-def _rows(problem: Problem, mask: Tensor) -> Rows:
-    """Return the items of a mask, all of them where a problem of some cannot be made or would be no smaller."""
+def _rows(problem: Problem, mask: Tensor, most: float = 1.0) -> Rows:
+    """Return the items of a mask, or all where a problem of some cannot be made or they are at least a share `most`."""
     separable = isinstance(problem.operator, Dictionary | Matrix) and isinstance(problem.regularizer, L1)
-    return slice(None) if not separable or bool(mask.all()) else mask.nonzero().squeeze(-1)
+    return slice(None) if not separable or bool(mask.sum() >= most * len(mask)) else mask.nonzero().squeeze(-1)
 
 
 def _take(problem: Problem, rows: Rows) -> Problem:

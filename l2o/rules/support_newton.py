@@ -1,7 +1,7 @@
 """Active-set Newton steps of the LASSO: an exact solution on the support that the iterate and its gradient point to.
 
-See `l2o.kernels.support_newton` for the equations. By itself it converges only from nearby: it is the finishing phase of
-`Safeguarded`, which takes no step that goes uphill.
+See `l2o.kernels.support_newton` for the equations. By itself it converges only from nearby: it is the finishing phase
+of `Safeguarded`, which takes no step that goes uphill.
 """
 
 import math
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from l2o.kernels.support_newton import support_newton
 from l2o.problem import Problem
+from l2o.proximal import L1
+from l2o.proximal.function import Scalar
 from l2o.rule import ModelBasedRule
 from l2o.rules.checks import check_positive
 from l2o.rules.support import dictionary_of, shared
@@ -46,7 +48,7 @@ class SupportNewtonConfig:
     """t of v = x − t g, in units of 1 / (mean ‖a_i‖²); 1 makes v_i the minimiser along coordinate i."""
     rounds: int = 4
     """Solutions at most, each on the support that the one before left."""
-    limit: float = 1.0
+    limit: float = 0.7
     """Largest support that is tried, as a fraction of the rows of A; the time of a step grows with its cube."""
 
     def __post_init__(self):
@@ -77,7 +79,7 @@ class SupportNewton(ModelBasedRule):
         """
         dictionary = dictionary_of(problem, "SupportNewton")
         m, n = dictionary.matrix.shape[-2:]
-        strength = torch.as_tensor(problem.regularizer.strength, dtype=x.dtype, device=x.device)
+        strength = torch.as_tensor(_strength(problem), dtype=x.dtype, device=x.device)
         return SupportNewtonState(
             gram=shared(dictionary.gram),
             correlation=problem.operator.adjoint(problem.b),
@@ -107,3 +109,8 @@ class SupportNewton(ModelBasedRule):
             limit=state.limit,
         )
         return y.reshape(x.shape), y_gradient.reshape(x.shape), (sizes >= 0).reshape(state.strength.shape)
+
+
+def _strength(problem: Problem) -> Scalar:
+    assert isinstance(problem.regularizer, L1)  # or `dictionary_of` would have refused
+    return problem.regularizer.strength

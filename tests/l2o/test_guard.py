@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l2o.guard import Guard, Progress, adam_step, observe, radius, trusted
+from l2o.guard import Guard, adam_step, begin, observe, radius, trusted
 
 
 def after(guard, losses, progress=None):
-    progress = progress or Progress(guard.trust)
+    progress = progress or begin(guard)
     for loss in losses:
         progress = observe(guard, progress, loss)
     return progress
@@ -122,11 +122,24 @@ def test_a_stalling_loss_costs_trust_later_the_longer_training_lasts():
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_not_finite_ends_trust_at_once_and_for_good(loss):
+def test_a_loss_that_is_not_finite_ends_trust_and_boost_at_once_and_for_good(loss):
     guard = Guard(floor=0.0)
     progress = after(guard, [1.0, loss])
-    assert progress.fallen_back
+    assert progress.fallen_back and progress.boost == 1
     assert after(guard, [0.1, 0.01], progress) == progress
+
+
+def test_after_the_take_over_every_further_rise_or_stall_takes_boost_until_none_is_left():
+    guard = Guard(smoothing=0.0, rest=5, cool=0.5, floor=16.0, boost=3.0, least_patience=10, patience=1e-9)
+    taken = after(guard, [1.0] * 6 + [2.0])
+    assert (taken.trust, taken.boost) == (0, 3)
+    assert after(guard, [1.9 - step / 100 for step in range(100)], taken).boost == 3  # falling
+    risen = after(guard, [1.0, 1.1, 1.1, 1.1, 1.21], taken)
+    assert risen.boost == 1.5
+    stalled = after(guard, [1.21] * 10, risen)
+    assert after(guard, [1.21] * 11, risen).boost == 1 < stalled.boost == 1.5
+    last = after(guard, [1.21] * 11, risen)
+    assert after(guard, [math.nan, 99.0, 0.1], last) == last
 
 
 def test_noise_of_the_first_losses_costs_nothing():
@@ -145,6 +158,8 @@ WRONG = {
     "least_patience": (0, "at least 1"),
     "rest": (0, "at least 1"),
     "shrink": (1.0, r"in \(0, 1\)"),
+    "boost": (0.5, "at least 1"),
+    "cool": (0.0, r"in \(0, 1\)"),
     "floor": (-1.0, "at least 0 and finite"),
     "lr": (math.nan, "positive and finite"),
     "beta1": (-0.1, r"in \[0, 1\)"),

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import l2o
 from l2o import Guard, LearnedOptimizer
+from l2o.guard import Progress
 from l2o.optimizer_state import MOMENTS
 from l2o.rules import SGD, Adam, AdamConfig, SGDConfig
 
@@ -95,30 +96,56 @@ def test_without_losses_the_trust_region_stays_and_adam_never_takes_over():
     optimizer = LearnedOptimizer(model.parameters(), SGD(SGDConfig(lr=100.0)), guard=EAGER)
     losses = train(model, inputs, targets, optimizer, 100)
     assert max(losses[-10:]) < losses[0]  # without a guard the losses are in the hundreds
-    assert not optimizer.fallen_back and optimizer.param_groups[0]["guard"][1] == 0
+    assert not optimizer.fallen_back and Progress(*optimizer.param_groups[0]["guard"]).steps == 0
 
 
 # ---------------------------------------------------------------- falling back
 
 
+def adamw_with_the_memory_of(optimizer, model, twin, **options):
+    """torch's AdamW over the twin's parameters, its moments those of the guard."""
+    oracle = torch.optim.AdamW(twin.parameters(), **options)
+    for p, mine in zip(twin.parameters(), model.parameters(), strict=True):
+        memory = optimizer.state[mine]
+        first, second = (memory[name].clone() for name in MOMENTS)
+        oracle.state[p] = {"step": torch.tensor(float(memory["step"])), "exp_avg": first, "exp_avg_sq": second}
+    return oracle
+
+
 @pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1}, {"weight_decay": 0.1, "lr": 2.0}])
-def test_after_the_fall_back_the_steps_are_torchs_adamw_with_the_same_moments(float64, rule, options):
+def test_after_a_loss_that_is_not_finite_the_steps_are_torchs_adamw_with_the_same_moments(float64, rule, options):
     model, inputs, targets = mlp(dtype=torch.float64)
     optimizer = fallen(model, inputs, targets, rule, **options)
     twin = copy.deepcopy(model)
     # AdamW decays by lr · weight_decay, the shell by lr · weight_decay of its own lr: 1,000 times Adam's.
     lr = options.get("lr", 1.0) * 1e-3
-    oracle = torch.optim.AdamW(twin.parameters(), lr=lr, weight_decay=1e3 * options.get("weight_decay", 0.0))
-    for p, mine in zip(twin.parameters(), model.parameters(), strict=True):
-        memory = optimizer.state[mine]
-        first, second = (memory[name].clone() for name in MOMENTS)
-        oracle.state[p] = {"step": torch.tensor(float(memory["step"])), "exp_avg": first, "exp_avg_sq": second}
+    decay = 1e3 * options.get("weight_decay", 0.0)
+    oracle = adamw_with_the_memory_of(optimizer, model, twin, lr=lr, weight_decay=decay)
     before = [p.detach().clone() for p in model.parameters()]
     train_guarded(model, inputs, targets, optimizer, 5)
     train(twin, inputs, targets, oracle, 5)
     for p, other, old in zip(model.parameters(), twin.parameters(), before, strict=True):
         torch.testing.assert_close(p, other, rtol=1e-12, atol=1e-14)
         assert not torch.equal(p, old)
+
+
+def test_after_a_rise_the_steps_are_torchs_adam_with_a_boosted_lr_which_further_rises_take_away(float64, rule):
+    model, inputs, targets = mlp(dtype=torch.float64)
+    guard = Guard(smoothing=0.0, rest=2, floor=16.0, cool=0.5, boost=3.0)
+    optimizer = LearnedOptimizer(model.parameters(), rule, guard=guard)
+    for loss in (1.0, 0.9, 0.8):
+        train_guarded(model, inputs, targets, optimizer, 1, loss=loss)
+    with pytest.warns(UserWarning, match="rises or stalls after 3 steps, so Adam takes over"):
+        train_guarded(model, inputs, targets, optimizer, 1, loss=2.0)
+    twin = copy.deepcopy(model)
+    oracle = adamw_with_the_memory_of(optimizer, model, twin, weight_decay=0.0)
+    # 2.5, 3.2 and 9 are too high; at 2.6, 3.3 the last loss was too near, and below 1 nothing is left to lose.
+    for loss, factor in ((1.9, 3), (2.5, 1.5), (2.6, 1.5), (3.2, 1), (3.3, 1), (9.0, 1)):
+        oracle.param_groups[0]["lr"] = factor * 1e-3
+        train_guarded(model, inputs, targets, optimizer, 1, loss=loss)
+        train(twin, inputs, targets, oracle, 1)
+        for p, other in zip(model.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(p, other, rtol=1e-12, atol=1e-14)
 
 
 def test_adams_moments_have_seen_every_gradient(float64):
@@ -209,24 +236,27 @@ def saved_and_loaded(thing):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("state_dtype", [None, torch.bfloat16])
-@pytest.mark.parametrize("broken", [False, True])
-def test_resuming_is_bit_for_bit_before_and_after_the_fall_back(make_rule, dtype, state_dtype, broken):
+@pytest.mark.parametrize(("last", "boost"), [(0.7, 3.0), (2.0, 3.0), (math.nan, 1.0)])
+@pytest.mark.filterwarnings("ignore:.* Adam takes over")
+def test_resuming_is_bit_for_bit_before_and_after_the_fall_back(make_rule, dtype, state_dtype, last, boost):
     model, inputs, targets = mlp(dtype=dtype)
-    options = {"guard": True, "state_dtype": state_dtype}
-    if broken:
-        optimizer = fallen(model, inputs, targets, make_rule(), state_dtype=state_dtype)
-    else:
-        optimizer = LearnedOptimizer(model.parameters(), make_rule(), **options)
-        train_guarded(model, inputs, targets, optimizer, 4)
+    guard = Guard(smoothing=0.0, rest=2, floor=16.0, boost=3.0, cool=0.5)
+    options = {"guard": guard, "state_dtype": state_dtype}
+    optimizer = LearnedOptimizer(model.parameters(), make_rule(), **options)
+    for loss in (1.0, 0.9, 0.8, last):
+        train_guarded(model, inputs, targets, optimizer, 1, loss=loss)
     saved = saved_and_loaded({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
     resumed, _, _ = mlp(seed=1, dtype=dtype)
     resumed.load_state_dict(saved["model"])
     again = LearnedOptimizer(resumed.parameters(), make_rule(), **options)
     again.load_state_dict(saved["optimizer"])
-    assert again.fallen_back == broken
+    progress = Progress(*again.param_groups[0]["guard"])
+    assert (again.fallen_back, progress.boost) == (last != 0.7, boost)
     assert {memory[name].dtype for memory in again.state.values() for name in MOMENTS} == {torch.float32}
     for each, its in ((model, optimizer), (resumed, again)):
-        train_guarded(each, inputs, targets, its, 4)
+        for loss in (0.7, 0.6, 0.6, 9.0):
+            train_guarded(each, inputs, targets, its, 1, loss=loss)
+    assert Progress(*again.param_groups[0]["guard"]).boost == {0.7: 3.0, 2.0: 1.5}.get(last, 1.0)
     assert_same(model, resumed)
     assert again.param_groups[0]["guard"] == optimizer.param_groups[0]["guard"]
 
@@ -242,6 +272,12 @@ def test_copies_are_guarded_as_the_original(duplicate):
         twin.step(loss=0.5)
         twin.step(loss=5.0)
     assert (twin.fallen_back, optimizer.fallen_back) == (True, False)
+    boosted = duplicate(twin)
+    for each in (twin, boosted):
+        each.step(loss=50.0)
+        each.step(loss=500.0)
+    assert boosted.param_groups[0]["guard"] == twin.param_groups[0]["guard"]
+    assert Progress(*boosted.param_groups[0]["guard"]).boost == pytest.approx(EAGER.boost * EAGER.cool)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -290,5 +326,5 @@ def test_states_with_and_without_a_guard_do_not_fit_each_other():
         make(True).load_state_dict(make(None).state_dict())
     damaged = make(True).state_dict()
     damaged["param_groups"][0]["guard"] = (1.0,)
-    with pytest.raises(ValueError, match="'guard' in the saved group 0 should be 8 numbers, got"):
+    with pytest.raises(ValueError, match="'guard' in the saved group 0 should be 9 numbers, got"):
         make(True).load_state_dict(damaged)

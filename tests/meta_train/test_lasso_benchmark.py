@@ -1,0 +1,91 @@
+"""The race on the LASSO's objective: what it counts, what it reports, what it refuses."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+from l2o.rules import FISTA, Safeguarded
+from meta_train import lasso_benchmark as module
+from meta_train.lasso_report import write_lasso_report
+from tasks import Lasso
+
+SMALL = Lasso(rows=20, columns=40)
+
+
+@pytest.fixture
+def problem():
+    return SMALL.problem(SMALL.sample_tasks(6, torch.Generator().manual_seed(0)))
+
+
+def test_optima_are_certified_and_fista_comes_to_them(problem):
+    optimum, gap = module.optima(problem)
+    assert gap <= 1e-11
+    run = module.race(problem.double(), FISTA(), 400, optimum, repeats=1)
+    assert run.suboptimality[-1].abs().max() < 1e-10
+    assert (run.cpu_ms.diff() >= 0).all()
+
+
+def test_a_step_of_fista_is_one_product(problem):
+    run = module.race(problem, FISTA(), 5, module.optima(problem)[0], repeats=1)
+    # Aᵀb at first, 2mn operations, is half a product where n = 2m
+    torch.testing.assert_close(run.products, torch.arange(1.5, 6.0, dtype=torch.float64))
+
+
+def test_summary_names_the_first_step_below_a_tolerance():
+    errors = torch.tensor([[1.0, 1e-5], [1e-4, 1e-5], [1e-7, 1e-9]], dtype=torch.float64)
+    times = torch.arange(1.0, 4, dtype=torch.float64)
+    row = module.summarise(module.Run(errors, times, 2 * times, float("nan")))
+    assert (row["steps_mean_1e-04"], row["steps_max_1e-06"], row["ms_mean_1e-06"]) == (2, 3, "3")
+    assert row["products_max_1e-04"] == "4"
+    assert row["accepted"] == ""
+
+
+def test_acceptance_is_in_the_row(problem):
+    run = module.race(problem, Safeguarded(None), 60, module.optima(problem)[0], repeats=1)
+    assert 0 <= float(module.summarise(run)["accepted"]) <= 1
+
+
+def test_checkpoints_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="trains its own rules"):
+        module.run_lasso(["alista"], tmp_path, "")
+
+
+def test_the_report_gives_a_verdict_from_the_files(tmp_path, problem):
+    optimum, gap = module.optima(problem)
+    run = module.race(problem, Safeguarded(None), 60, optimum, repeats=1)
+    methods = [*module.STEPS, "learned", "learned + safeguarded"]
+    facts = {"parameters": 0, "train_cpu_s": ""}
+    summary = [{"setting": s, "method": m, **module.summarise(run), **facts} for s in module.SETTINGS for m in methods]
+    curves = [{"setting": row["setting"], "method": row["method"], **p} for row in summary for p in module._points(run)]
+    unseen = {
+        "gap": gap,
+        "accepted": 1.0,
+        **{f"{w}_{t}": 1.0 for w in ("fista_ms", "ours_ms") for t in ("1e-04", "1e-06")},
+    }
+    rows = [{"setting": "slow one", **unseen, "ratio_1e-04": 1.2, "ratio_1e-06": 0.9}]
+    for name, table in (("summary", summary), ("curves", curves), ("unseen", rows)):
+        with (tmp_path / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(table[0]))
+            writer.writeheader()
+            writer.writerows(table)
+    facts = {"command": "l2o benchmark lasso-objective", "gaps": {"λ = 0.1": gap}, "training": {"λ = 0.1": "x"}}
+    environment = {
+        "time": "2026-01-01",
+        "commit": "0",
+        "packages": {"torch": "2"},
+        "machine": {"cpu": "c"},
+        "threads": 1,
+    }
+    facts |= {"setup_ms": 1.0, "problems": 6, "environment": environment}
+    (tmp_path / "lasso.json").write_text(json.dumps(facts))
+    write_lasso_report(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "**NOT reached** (slow one)" in text
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_a_foreign_directory_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no lasso-objective benchmark"):
+        write_lasso_report(tmp_path)
