@@ -117,7 +117,10 @@ def _properties(facts: dict[str, Any], rule: UpdateRule, config: TrainConfig | N
         lines["horizon"] = f"{config.horizon} inner steps, {config.truncation} at most between two outer steps"
         loss = config.meta_loss
         lines["meta-loss"] = f"{_WEIGHTING[loss.weighting]}, on {loss.split}; inner steps on {loss.inner_split}"
-        lines["meta-gradient"] = f"{type(config.build_estimator()).__name__}, order {config.order}"
+        if "search" in training:
+            lines["random search"] = ", ".join(f"{name} {value}" for name, value in training["search"].items())
+        else:
+            lines["meta-gradient"] = f"{type(config.build_estimator()).__name__}, order {config.order}"
         if "outer_step" in training:
             lines["chosen"] = f"after outer step {training['outer_step']} of {config.outer_steps}"
         lines["command"] = f"`{_command(facts, config)}`"

@@ -204,9 +204,9 @@ def _learned(source: str) -> tuple[str, Method] | None:
     """Return the setting that a rule was trained for, and its entry in the race."""
     card, rule = read_card(find(source)), load_rule(source)
     training = card.get("training", {})
-    snr = training.get("config", {}).get("task", {}).get("snr_db")
-    setting = setting_of(snr)
-    if setting is None or not isinstance(rule, ModelBasedRule):
+    task = training.get("config", {}).get("task", {})
+    setting = setting_of(task.get("snr_db"))
+    if setting is None or task.get("dictionary") != "published" or not isinstance(rule, ModelBasedRule):
         return None
     command = training.get("command") or training_command(from_json(training["config"]))
     seconds = training.get("cpu_s", training.get("search", {}).get("cpu_s", ""))
