@@ -77,7 +77,8 @@ def card_text(source: str | os.PathLike, results: Sequence[Path], address: str |
     introduction = _INTRODUCTION.format(where)
     if isinstance(rule, ModelBasedRule):
         introduction = usage(where, rule.layers)
-        found, losses = recovery_results(Path(source).resolve().name, (*results, Path(source)), config)
+        recovered, losses = recovery_results(Path(source).resolve().name, (*results, Path(source)), config)
+        found = found if own else recovered
         limits = "\n".join([limits, *(f"- {text}" for text in losses)])
     return (
         f"""{_METADATA if address else ""}# {title}
@@ -116,7 +117,8 @@ def _properties(facts: dict[str, Any], rule: UpdateRule, config: TrainConfig | N
         lines["trained on"] = f"`{config.task}`"
         lines["horizon"] = f"{config.horizon} inner steps, {config.truncation} at most between two outer steps"
         loss = config.meta_loss
-        lines["meta-loss"] = f"{_WEIGHTING[loss.weighting]}, on {loss.split}; inner steps on {loss.inner_split}"
+        measure = "" if loss.measure == "loss" else ", of their logarithms"
+        lines["meta-loss"] = f"{_WEIGHTING[loss.weighting]}{measure}, on {loss.split}; inner steps on {loss.inner_split}"
         if "search" in training:
             lines["random search"] = ", ".join(f"{name} {value}" for name, value in training["search"].items())
         else:

@@ -20,11 +20,12 @@ MODEL_BASED_LIMIT = (
 
 
 def usage(where: object, layers: int | None) -> str:
-    """Return what a rule is, and how it is used."""
+    """Return what a rule is, and how it is used; a rule without layers of its own runs to a tolerance."""
+    length = f"steps={layers}" if layers else "tol=1e-4"
     return f"""A learned rule for l2o: one step of a solver of ½‖Ax − b‖² + λ‖x‖₁ that was itself trained.
 
     rule = l2o.load_rule("{where}")
-    x = l2o.solve(rule, tasks.lasso.problem(A, b, strength), steps={layers or 16}).x"""
+    x = l2o.solve(rule, tasks.lasso.problem(A, b, strength), {length}).x"""
 
 
 def recovery_results(name: str, results: Sequence[Path], config: TrainConfig | None) -> tuple[str, list[str]]:
