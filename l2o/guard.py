@@ -7,7 +7,11 @@ Each tensor's learned step u_t is scaled back to c times the length of the step 
 f̄_t is a running mean of the losses, f_1 the first one: a rule that has lowered the loss may take longer steps. Where f̄
 rises by the factor `rise` above its least value, or finds no lower one for a while, trust is multiplied by `shrink`;
 below `floor`, and at once when a loss is not finite, Adam, which has seen all gradients, takes over for the rest of
-training.
+training. It starts with longer steps, to catch up with an Adam that had been alone from the beginning,
+
+    s_t = b_t a_t,   b_t = boost, and max(1, b cool) after every further rise or stall,
+
+that is as Adam with `boost` times the lr, and ends as Adam itself.
 
 Sources: falling back to a method that is known to converge, Heaton et al. 2023, Safeguarded learned convex
 optimization, arXiv:2003.01880; deciding by the loss, Prémont-Schwarz et al. 2022, A simple guard for learned
@@ -46,6 +50,10 @@ class Guard:
     """Factor on trust whenever the loss rises or stalls, in (0, 1)."""
     floor: float = 4.0
     """Trust below which Adam takes over for good; 0 is never, unless a loss is not finite."""
+    boost: float = 4.0
+    """Factor on Adam's steps when it takes over, ≥ 1; 1 is Adam as it is, and so it is after a loss not finite."""
+    cool: float = 0.7
+    """Factor on the boost whenever the loss rises or stalls after that, in (0, 1)."""
     lr: float = 0.001
     """Adam's step size η, parameter units; multiplied by the group's lr, as the learned step is."""
     beta1: float = 0.9
@@ -72,9 +80,9 @@ _COUNT = (lambda x: x >= 1, "at least 1")
 _RANGES = {
     **dict.fromkeys(("trust", "patience", "lr", "eps"), _POSITIVE),
     **dict.fromkeys(("smoothing", "beta1", "beta2"), _DECAY),
-    **dict.fromkeys(("least_patience", "rest", "earned"), _COUNT),
+    **dict.fromkeys(("least_patience", "rest", "earned", "boost"), _COUNT),
     "rise": (lambda x: x > 1, "above 1 and finite"),
-    "shrink": (lambda x: 0 < x < 1, "in (0, 1)"),
+    **dict.fromkeys(("shrink", "cool"), (lambda x: 0 < x < 1, "in (0, 1)")),
     "floor": (lambda x: x >= 0, "at least 0 and finite"),
 }
 
@@ -88,6 +96,8 @@ class Progress(NamedTuple):
 
     trust: float
     """What is left of `Guard.trust`; 0 once Adam has taken over."""
+    boost: float = 1.0
+    """What is left of `Guard.boost`, for when Adam has taken over."""
     steps: float = 0.0
     """Losses seen."""
     first: float = math.nan
@@ -97,11 +107,11 @@ class Progress(NamedTuple):
     weight: float = 0.0
     """Sum of the weights of the running mean, in [0, 1)."""
     best: float = math.inf
-    """Least mean since trust was last lost."""
+    """Least mean since trust or boost was last lost."""
     best_at: float = 0.0
-    """`steps` at that mean, or at the loss of trust."""
+    """`steps` at that mean, or at the loss of trust or boost."""
     lost_at: float = -math.inf
-    """`steps` when trust was last lost."""
+    """`steps` when trust or boost was last lost."""
 
     @property
     def fallen_back(self) -> bool:
@@ -109,12 +119,17 @@ class Progress(NamedTuple):
         return self.trust == 0
 
 
+def begin(guard: Guard) -> Progress:
+    """Return what is known before the first loss."""
+    return Progress(guard.trust, guard.boost)
+
+
 def observe(guard: Guard, progress: Progress, loss: float) -> Progress:
-    """Return what is known after one more loss; once Adam has taken over nothing changes any more."""
-    if progress.fallen_back:
+    """Return what is known after one more loss; once Adam has taken over and has no boost, nothing changes any more."""
+    if progress.fallen_back and progress.boost == 1:
         return progress
     if not math.isfinite(loss):
-        return progress._replace(trust=0.0)
+        return progress._replace(trust=0.0, boost=1.0)
     steps, keep = progress.steps + 1, guard.smoothing
     total, weight = keep * progress.total + (1 - keep) * loss, keep * progress.weight + (1 - keep)
     first = loss if steps == 1 else progress.first
@@ -124,8 +139,15 @@ def observe(guard: Guard, progress: Progress, loss: float) -> Progress:
         return progress._replace(best=mean, best_at=steps)
     if steps - progress.lost_at < guard.rest or not _is_trouble(guard, progress, mean):
         return progress
+    return _lose(guard, progress)._replace(best=mean, best_at=steps, lost_at=steps)
+
+
+def _lose(guard: Guard, progress: Progress) -> Progress:
+    """Return the progress with less trust, or, where there is none left, with less boost."""
+    if progress.fallen_back:
+        return progress._replace(boost=max(1.0, progress.boost * guard.cool))
     trust = progress.trust * guard.shrink
-    return progress._replace(trust=trust if trust >= guard.floor else 0.0, best=mean, best_at=steps, lost_at=steps)
+    return progress._replace(trust=trust if trust >= guard.floor else 0.0)
 
 
 def _is_trouble(guard: Guard, progress: Progress, mean: float) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from l2o import optimizer_guard, optimizer_state, optimizer_step
-from l2o.guard import Guard, Progress
+from l2o.guard import Guard, Progress, begin
 from l2o.optimizer_step import Item
 from l2o.rule import CoordinatewiseRule, UpdateRule
 from l2o.sharding import agree
@@ -36,8 +36,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         nonfinite: for gradients with NaN or infinity, "skip" leaves their tensors as they are in this step, counts them
             in `skipped` and warns once; "raise" raises an error before anything has moved; "pass" feeds them to the
             rule, unseen, and saves the check and its transfer from the GPU.
-        guard: True or a `Guard` keeps each tensor's step within a multiple of Adam's and hands over to Adam for good
-            when the losses given to `step` rise or stall (see `l2o.guard`); lr and weight_decay act on both.
+        guard: True or a `Guard` keeps each tensor's step within a multiple of Adam's and hands over for good to Adam,
+            boosted at first, when losses given to `step` rise or stall (`l2o.guard`); both obey lr and weight_decay.
 
     Raises:
         ValueError: if an option is out of range.
@@ -66,7 +66,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """Tensor updates left out so far because the gradient was not finite."""
         self._copies: dict[Any, CoordinatewiseRule] = {}
         defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "rule": self._index(rule)}
-        memory = {} if self.guard is None else {"guard": tuple(Progress(self.guard.trust))}
+        memory = {} if self.guard is None else {"guard": tuple(begin(self.guard))}
         super().__init__(params, defaults | memory)
 
     @property

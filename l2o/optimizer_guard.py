@@ -88,7 +88,9 @@ def advance(
     progress = Progress(*groups[0]["guard"])
     learned = {} if progress.fallen_back else _learned(rules, items, memories)
     steps = [_adam(guard, item, memories[item.param]) for item in items]
-    if learned:
+    if progress.fallen_back:
+        steps = [progress.boost * step for step in steps]
+    elif learned:
         pairs = [(learned[item.param], step) for item, step in zip(items, steps, strict=True)]
         limit = radius(guard, progress)
         norms = _norms([item.param for item in items], pairs)

@@ -1,10 +1,11 @@
 """Run a rule on a problem: for a number of steps, or to a certified accuracy."""
 
+import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from l2o.certificate import Certificate, certify
 from l2o.problem import Problem
@@ -52,9 +53,12 @@ def solve(
         history: whether to evaluate F after every step.
 
     Raises:
+        TypeError: if the rule is none, but a name for instance, or a number of steps is no integer.
         ValueError: if both or neither of steps and tol are given (and the rule has no number of layers), one is out of
             its range, or the start has another shape.
     """
+    if not isinstance(rule, nn.Module):
+        raise TypeError(f"rule must be an UpdateRule, got {rule!r}; of a name, l2o.load_rule(name) makes one")
     limit = _limit(rule, steps, tol, max_steps)
     x = problem.zeros() if start is None else _checked(start, problem)
     state = init_state(rule, problem, x)
@@ -119,16 +123,20 @@ def _limit(rule: UpdateRule, steps: int | None, tol: float | None, max_steps: in
         raise ValueError(f"give either steps or tol, got steps={steps} and tol={tol}")
     if tol is not None and not tol > 0:
         raise ValueError(f"tol must be above 0, got {tol}")
-    limit = max_steps if steps is None else steps
+    try:
+        limit = operator.index(max_steps if steps is None else steps)
+    except TypeError:
+        raise TypeError(f"steps and max_steps must be integers, got {steps} and {max_steps}") from None
     if limit < 0:
         raise ValueError(f"steps must be at least 0, got {limit}")
     return limit
 
 
 def _checked(start: Tensor, problem: Problem) -> Tensor:
+    start = torch.as_tensor(start, dtype=problem.b.dtype, device=problem.b.device)  # NumPy too
     if tuple(start.shape) != problem.x_shape:
         raise ValueError(f"the start must have the shape of x, {problem.x_shape}, got {tuple(start.shape)}")
-    return start.to(problem.b.dtype)
+    return start
 
 
 def _is_checkpoint(made: int) -> bool:

@@ -17,7 +17,7 @@ from l2o.rules import MODEL_BASED, RULES, ALISTAConfig, LSTMConfig
 from meta_train.estimators import ESTIMATORS, Estimator, MetaLoss
 from meta_train.estimators.recorded import RecordDtype
 from meta_train.lengths import Lengths
-from tasks import MLP, Lasso, Quadratic
+from tasks import MLP, Lasso, NeuralArt, Quadratic
 from tasks.task import TaskFamily
 
 RuleConfig = functools.reduce(
@@ -223,6 +223,18 @@ PRESETS: dict[str, TrainConfig] = {
         valid_tasks=128,
         validate_every=500,
         checkpoint_every=500,
+    ),
+    "neural-art": TrainConfig(
+        NeuralArt(styles=("starry_night_google",), photographs="art"),
+        LSTMConfig(p=10.0, scale=0.1, forget_bias=1.0),
+        meta_loss=MetaLoss(measure="log"),
+        horizon=128,
+        truncation=32,
+        n_tasks=2,
+        outer_steps=1000,
+        valid_tasks=8,
+        validate_every=50,
+        checkpoint_every=50,
     ),
     "sparse": _SPARSE,
     "sparse-snr20": dataclasses.replace(_SPARSE, task=dataclasses.replace(_SPARSE.task, snr_db=20.0)),  # pyright: ignore

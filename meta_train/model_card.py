@@ -118,7 +118,9 @@ def _properties(facts: dict[str, Any], rule: UpdateRule, config: TrainConfig | N
         lines["horizon"] = f"{config.horizon} inner steps, {config.truncation} at most between two outer steps"
         loss = config.meta_loss
         measure = "" if loss.measure == "loss" else ", of their logarithms"
-        lines["meta-loss"] = f"{_WEIGHTING[loss.weighting]}{measure}, on {loss.split}; inner steps on {loss.inner_split}"
+        lines["meta-loss"] = (
+            f"{_WEIGHTING[loss.weighting]}{measure}, on {loss.split}; inner steps on {loss.inner_split}"
+        )
         if "search" in training:
             lines["random search"] = ", ".join(f"{name} {value}" for name, value in training["search"].items())
         else:

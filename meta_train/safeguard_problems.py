@@ -96,10 +96,34 @@ def _groups(width: int) -> nn.Module:
     return nn.GroupNorm(4, width)
 
 
-_S, _T, _R, _G = nn.Sigmoid, nn.Tanh, nn.ReLU, nn.GELU
+_S, _T, _R, _G, _U = nn.Sigmoid, nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU
 _BATCH, _LAYER = nn.BatchNorm1d, nn.LayerNorm
 
 HELD_OUT: dict[str, Optimizee] = {
+    "MNIST, sigmoid 28": Optimizee("mnist", lambda: mlp([196, 28, 10], _S)),
+    "MNIST, sigmoid 2 × 32": Optimizee("mnist", lambda: mlp([196, 32, 32, 10], _S)),
+    "MNIST, tanh 36": Optimizee("mnist", lambda: mlp([196, 36, 10], _T)),
+    "MNIST, SiLU 28": Optimizee("mnist", lambda: mlp([196, 28, 10], _U)),
+    "MNIST, SiLU 5 × 16": Optimizee("mnist", lambda: mlp([196, *[16] * 5, 10], _U)),
+    "MNIST, ReLU 3 × 32": Optimizee("mnist", lambda: mlp([196, *[32] * 3, 10], _R)),
+    "MNIST, GELU 3 × 20, LayerNorm": Optimizee("mnist", lambda: mlp([196, *[20] * 3, 10], _G, _LAYER)),
+    "MNIST, sigmoid 2 × 24, BatchNorm": Optimizee("mnist", lambda: mlp([196, 24, 24, 10], _S, _BATCH)),
+    "MNIST, ReLU 5 × 24, BatchNorm": Optimizee("mnist", lambda: mlp([196, *[24] * 5, 10], _R, _BATCH)),
+    "MNIST, conv 4-8, tanh": Optimizee("mnist", lambda: conv((1, 14), [4, 8], _T)),
+    "MNIST, conv 8, SiLU, GroupNorm": Optimizee("mnist", lambda: conv((1, 14), [8], _U, _groups)),
+    "MNIST, residual 2 × 20, ReLU, LayerNorm": Optimizee("mnist", lambda: residual((196, 20), 2, _R, _LAYER)),
+    "digits, tanh 3 × 20": Optimizee("digits", lambda: mlp([64, *[20] * 3, 10], _T)),
+    "digits, sigmoid 32, LayerNorm": Optimizee("digits", lambda: mlp([64, 32, 10], _S, _LAYER)),
+    "digits, conv 6-12, ReLU, BatchNorm": Optimizee("digits", lambda: conv((1, 8), [6, 12], _R, nn.BatchNorm2d)),
+    "digits, residual 4 × 16, SiLU, BatchNorm": Optimizee("digits", lambda: residual((64, 16), 4, _U, _BATCH)),
+    "CIFAR-10, conv 4-8, SiLU, GroupNorm": Optimizee("cifar10", lambda: conv((3, 16), [4, 8], _U, _groups)),
+    "CIFAR-10, tanh 2 × 16": Optimizee("cifar10", lambda: mlp([768, 16, 16, 10], _T)),
+    "CIFAR-10, GELU 16, LayerNorm": Optimizee("cifar10", lambda: mlp([768, 16, 10], _G, _LAYER)),
+    "diabetes, GELU 3 × 12": Optimizee("diabetes", lambda: mlp([10, *[12] * 3, 1], _G)),
+}
+"""On which the guard is judged."""
+
+SEEN: dict[str, Optimizee] = {
     "MNIST 28², sigmoid 32": Optimizee("mnist-28", lambda: mlp([784, 32, 10], _S)),
     "MNIST, sigmoid 40": Optimizee("mnist", lambda: mlp([196, 40, 10], _S)),
     "MNIST, sigmoid 2 × 20": Optimizee("mnist", lambda: mlp([196, 20, 20, 10], _S)),
@@ -121,7 +145,7 @@ HELD_OUT: dict[str, Optimizee] = {
     "CIFAR-10, sigmoid 16": Optimizee("cifar10", lambda: mlp([768, 16, 10], _S)),
     "diabetes, tanh 2 × 16": Optimizee("diabetes", lambda: mlp([10, 16, 16, 1], _T)),
 }
-"""On which the guard is judged."""
+"""On which an earlier guard, without boost, was judged; kept so that the new ones are others."""
 
 TUNING: dict[str, Optimizee] = {
     "MNIST, sigmoid 16": Optimizee("mnist", lambda: mlp([196, 16, 10], _S)),
@@ -141,6 +165,10 @@ TUNING: dict[str, Optimizee] = {
     "diabetes, ReLU 16": Optimizee("diabetes", lambda: mlp([10, 16, 1], _R)),
     "diabetes, sigmoid 2 × 10": Optimizee("diabetes", lambda: mlp([10, 10, 10, 1], _S)),
 }
-"""On which the defaults of `l2o.Guard` were chosen, with lstm-mnist: 23 variants of a prototype, on one seed, the last
-three on 11 optimizees, those where earlier ones had failed among them. None met both aims on all; the one with the
-fewest and smallest misses was taken (1.105 × Adam on "conv 6-12, ReLU", 58 % kept on "ReLU 2 × 24")."""
+"""On which the defaults of `l2o.Guard` were chosen, with lstm-mnist, never on `SEEN`. First, without boost, 23 variants
+of a prototype on one seed: none met both aims on all. Then boost 4, with eight variants on parts of the list and seeds
+0 and 1: cool 0.25, 0.5, 0.7, 0.99; earned 1; patience 0.1; trust 8 with earned 16; going back to the first weights when
+Adam takes over. Smaller trust or growth kept 64 to 77 % on "sigmoid 16"; smaller trust, or going back, ended above
+1.1 × Adam on a seed of "conv 6-12, ReLU". That one ended lowest with cool 0.99; 0.7 was taken because it sooner gives
+up a boost that does harm. On both seeds of all, but for "MNIST 28², sigmoid 24" with one, the defaults met both aims;
+the closest were 0.97 × Adam on "CIFAR-10, ReLU 20, BatchNorm" and 86 % kept on "sigmoid 16"."""

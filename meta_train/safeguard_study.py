@@ -1,7 +1,8 @@
 """What the guard of `l2o.load` keeps of a learned rule's gains, and leaves of its failures, on foreign networks.
 
-Every held-out optimizee is trained with the plain rule, the guarded one and Adam at its default learning rate, from
-the same weights and on the same minibatches, for ten times the horizon that the rule was trained for.
+Every held-out optimizee is trained with the plain rule, the guarded one, Adam at its default learning rate and Adam at
+the one that the guard's Adam starts with, from the same weights and on the same minibatches, for ten times the horizon
+that the rule was trained for.
 """
 
 import csv
@@ -27,11 +28,11 @@ RULES = ("lstm-mnist",)
 """Shipped rules that are judged unless others are named."""
 STEPS = 1000
 """Ten times the horizon of 100 for which the shipped rules were trained."""
-SEEDS = 3
+SEEDS = 6
 BATCH = 128
 LAST = 20
 """The end of a run is the mean of its last losses, so many of them."""
-METHODS = ("Adam", "plain", "guarded")
+METHODS = ("Adam", "boosted Adam", "plain", "guarded")
 
 
 class Run(NamedTuple):
@@ -60,7 +61,7 @@ def run_safeguard(checkpoints: Sequence[str], out: Path, command: str) -> None:
     rules = {source: l2o.load_rule(source) for source in sources}
     out.mkdir(parents=True, exist_ok=True)
     summary, curves = [], []
-    with tqdm(total=len(HELD_OUT) * (1 + 2 * len(rules)), unit="optimizee", disable=None) as bar:
+    with tqdm(total=len(HELD_OUT) * (2 + 2 * len(rules)), unit="optimizee", disable=None) as bar:
         for name, optimizee in HELD_OUT.items():
             for rule, method, make in _methods(rules):
                 bar.set_description_str(f"{name}: {method}")
@@ -72,6 +73,7 @@ def run_safeguard(checkpoints: Sequence[str], out: Path, command: str) -> None:
     _write_csv(out / "summary.csv", summary)
     _write_csv(out / "curves.csv", curves)
     facts = {"rules": sources, "steps": STEPS, "seeds": SEEDS, "batch": BATCH, "last": LAST, "guard": repr(Guard())}
+    facts["boosted_lr"] = Guard().boost * Guard().lr
     origin = {"command": command, "directory": str(out), "environment": describe_environment()}
     (out / "study.json").write_text(json.dumps(facts | origin, indent=2) + "\n")
 
@@ -79,6 +81,7 @@ def run_safeguard(checkpoints: Sequence[str], out: Path, command: str) -> None:
 def _methods(rules: dict[str, Any]):
     """Yield (rule, method, how to build the optimizer); Adam needs no rule."""
     yield "", "Adam", torch.optim.Adam
+    yield "", "boosted Adam", functools.partial(torch.optim.Adam, lr=Guard().boost * Guard().lr)
     for source, rule in rules.items():
         yield source, "plain", functools.partial(l2o.LearnedOptimizer, rule=rule)
         yield source, "guarded", functools.partial(l2o.LearnedOptimizer, rule=rule, guard=True)

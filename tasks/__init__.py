@@ -8,6 +8,7 @@ from tasks.data import DataError, Samples, load_dataset
 from tasks.lasso import Lasso
 from tasks.mlp import MLP
 from tasks.module import ModuleTask
+from tasks.neural_art import NeuralArt
 from tasks.patches import ImagePatches
 from tasks.quadratic import Quadratic
 from tasks.sparse_data import real_problem
@@ -19,6 +20,7 @@ TASKS: dict[str, type[TaskFamily]] = {
     "mlp": MLP,
     "lasso": Lasso,
     "unmixing": Unmixing,
+    "neural-art": NeuralArt,
 }
 """Families that a frozen configuration describes, by name; a new one joins by adding one line."""
 
@@ -31,6 +33,7 @@ __all__ = [
     "ImagePatches",
     "Lasso",
     "ModuleTask",
+    "NeuralArt",
     "Params",
     "Quadratic",
     "Samples",

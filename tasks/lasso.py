@@ -12,7 +12,7 @@ import io
 import math
 import os
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -173,10 +173,15 @@ def problem(A: Tensor | np.ndarray, b: Tensor | np.ndarray, strength: float | Te
         strength: λ > 0, a number or one entry per item, shape (batch,).
 
     Raises:
-        ValueError: if the shapes do not fit, an entry is not finite, or λ is not positive.
+        ValueError: if the shapes do not fit, A has no columns, an entry is complex or not finite, or λ is not positive.
     """
+    A, b, strength = (_readable(data) for data in (A, b, strength))
     A, b = torch.as_tensor(A), torch.as_tensor(b)
     dtype = functools.reduce(torch.promote_types, (A.dtype, b.dtype, torch.float32))
+    if dtype.is_complex:
+        raise ValueError(f"A and b must be real, got {A.dtype} and {b.dtype}")
+    if A.dim() > 1 and not A.shape[-1]:
+        raise ValueError(f"A must have at least one column, got shape {tuple(A.shape)}")
     A, b, strength = A.to(dtype), b.to(dtype), torch.as_tensor(strength, dtype=dtype, device=b.device)
     for name, tensor in (("A", A), ("b", b), ("strength", strength)):
         if not tensor.isfinite().all():
@@ -204,6 +209,13 @@ def normalize_dictionary(gaussian: Tensor, condition: float | None) -> Tensor:
     series = torch.logspace(0, -math.log10(condition), sigma.shape[-1], dtype=sigma.dtype, device=sigma.device)
     series = series * (gaussian.shape[-1] / series.square().sum()).sqrt()
     return (u * series) @ vh
+
+
+def _readable(data: Any) -> Any:
+    """What torch can take: a copy of an array that is read-only, reversed, or in another machine's byte order."""
+    if not isinstance(data, np.ndarray):
+        return data
+    return np.require(data, data.dtype.newbyteorder("="), ["C", "W"])
 
 
 @functools.lru_cache(maxsize=8)

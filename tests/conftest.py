@@ -23,7 +23,7 @@ from l2o.rules import (
     RMSpropConfig,
     SGDConfig,
 )
-from tasks import MLP, Lasso, ModuleTask, Quadratic, Unmixing
+from tasks import MLP, Lasso, ModuleTask, NeuralArt, Quadratic, Unmixing
 from tasks.task import TaskFamily
 
 Generator = torch.Generator
@@ -51,6 +51,7 @@ ALL_TASKS: dict[str, Callable[[], TaskFamily]] = {
     "module": lambda: _module_task(),
     "lasso": lambda: Lasso(rows=4, columns=6, dictionary="sampled", density=0.5),
     "unmixing": lambda: Unmixing(bands=7, endmembers=4),
+    "neural-art": lambda: NeuralArt(size=9, content_layer=0, style_layers=(0,)),  # before the first ReLU: smooth
 }
 
 
@@ -123,7 +124,9 @@ def rule(float64, make_rule) -> UpdateRule:
 
 @pytest.fixture(params=ALL_TASKS)
 def family(request, float64) -> TaskFamily:
-    """Every task family, in float64."""
+    """Every task family, in float64; neural-art where its network's weights are."""
+    if request.param == "neural-art" and not os.path.isdir(os.path.join(os.environ.get("L2O_DATA", ""), "nets")):
+        pytest.skip("needs L2O_DATA/nets")
     return ALL_TASKS[request.param]()
 
 

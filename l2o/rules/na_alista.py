@@ -102,7 +102,10 @@ class NAALISTA(ModelBasedRule):
         residual = problem.residual(x)
         correction = multiply(state.weights, residual)
         norms = self._norms(residual, correction)
-        hidden, cell = self.lstm((norms / state.scale).log().to(state.cell.dtype), (state.hidden, state.cell))
+        seen = (norms / state.scale).log().to(state.cell.dtype)
+        rows = (-1, self.config.hidden_size)  # LSTMCell takes one batch axis
+        memory = self.lstm(seen.reshape(-1, 2), (state.hidden.reshape(rows), state.cell.reshape(rows)))
+        hidden, cell = (tensor.reshape(state.cell.shape) for tensor in memory)
         scalars = nn.functional.softplus(self.outer(self.inner(cell).relu())).to(x.dtype)
         step_size, threshold = scalars[..., :1], scalars[..., 1:] * norms[..., 1:] / x.shape[-1]
         new = threshold_but_largest(x - step_size * correction, threshold, count)

@@ -36,7 +36,7 @@ def threshold_but_largest(v: Tensor, threshold: Tensor, count: int) -> Tensor:
         threshold: θ ≥ 0, broadcasts against v.
         count: p, from 0 to n.
     >>> threshold_but_largest(torch.tensor([3.0, -2.0, 0.5]), torch.tensor(1.0), 1)
-    tensor([3., -1., 0.])
+    tensor([ 3., -1.,  0.])
     """
     shrunk = soft_threshold(v, threshold)
     if count == 0:

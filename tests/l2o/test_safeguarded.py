@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Lasso as CoordinateDescent
 
-from l2o import ModelBasedRule, solve
+from l2o import ModelBasedRule, load_rule, solve
 from l2o.problem import Problem
 from l2o.proximal import Dictionary, NonnegativeL1
 from l2o.rules import (
@@ -127,7 +127,7 @@ def test_acceptance_is_counted_item_by_item():
     made = random_problem(7)
     rates = {}
     for name, inner in (("ista", ISTA()), ("nan", Adversary("nan"))):
-        rule = Safeguarded(inner, SafeguardedConfig(polish=None))
+        rule = Safeguarded(inner, SafeguardedConfig(polish=None, pause=4))
         x = made.zeros()
         state = init_state(rule, made, x)
         assert acceptance_rate(state).isnan().all()
@@ -174,7 +174,7 @@ def test_zero_data_is_solved_at_once():
     assert torch.equal(solve(Safeguarded(Adversary("noise")), made, steps=2).x, torch.zeros(2, 3, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("options", [{"decrease": 0.0}, {"decrease": 1.0}, {"block": 0}, {"pause": 0}])
+@pytest.mark.parametrize("options", [{"decrease": 0.0}, {"decrease": 1.0}, {"block": 0}, {"pause": 0}, {"scouts": 0}])
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         SafeguardedConfig(**options)
@@ -187,3 +187,32 @@ def test_a_first_step_is_all_layers_of_the_inner_rule():
     better = layers.certificate.primal < made.value(made.zeros())
     assert better.any()
     torch.testing.assert_close(ours.x[better], layers.x[better])
+
+
+def test_scouts_keep_a_large_batch_from_a_useless_rule_but_not_from_a_useful_one():
+    made = random_problem(11, items=40)
+    for inner, share in ((Adversary("nan"), 0.0), (ISTA(), 1.0)):
+        rule = Safeguarded(inner, SafeguardedConfig(scouts=5))
+        x = made.zeros() + 1
+        _, state = make_step(rule, made, x, init_state(rule, made, x), 0)
+        assert state.accepted.double().mean() == share
+        assert (state.wait == 0).all() == (share == 1)
+    everyone = Safeguarded(Adversary("nan"), SafeguardedConfig(scouts=None))
+    _, state = make_step(everyone, made, x, init_state(everyone, made, x), 0)
+    assert state.tried.tolist() == [1] * 40
+
+
+def test_a_gram_matrix_and_two_products_take_the_same_steps():
+    wide, square = random_problem(12, columns=41), random_problem(12, columns=40)
+    for made, gram in ((wide, False), (square, True)):
+        state = init_state(Safeguarded(None, SafeguardedConfig(polish=None)), made, made.zeros())
+        assert bool(state.descent.correlation.numel()) == gram
+        ours = solve(Safeguarded(None, SafeguardedConfig(polish=None)), made, steps=40).certificate.primal
+        fista = solve(FISTA(), made, steps=40).certificate.primal
+        assert (ours <= fista * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("name", ["lasso-firm-alista", "lasso-firm-alista-0.005"])
+def test_shipped_rules_solve_a_problem_of_their_own_kind(name):
+    made = random_problem(13, rows=50, columns=100)
+    assert solve(Safeguarded(load_rule(name)), made, tol=1e-6).converged

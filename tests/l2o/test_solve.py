@@ -1,5 +1,6 @@
 """Running a rule: the history, the stopping test, starts, gradient rules, and what is refused."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -125,3 +126,25 @@ def test_make_step_counts_for_the_rule():
 def test_what_cannot_be_run_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         l2o.solve(ISTA(), lasso(2), **options)
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "message"),
+    [
+        (
+            "alista",
+            {"steps": 3},
+            r"rule must be an UpdateRule, got 'alista'; of a name, l2o.load_rule\(name\) makes one",
+        ),
+        (ISTA(), {"steps": 3.5}, "steps and max_steps must be integers, got 3.5"),
+        (ISTA(), {"tol": 0.1, "max_steps": 1e3}, "must be integers, got None and 1000.0"),
+    ],
+)
+def test_what_is_no_rule_or_no_number_of_steps_is_refused(rule, options, message):
+    with pytest.raises(TypeError, match=message):
+        l2o.solve(rule, lasso(2), **options)
+
+
+def test_a_start_may_come_from_numpy(float64):
+    start = np.full((2, 16), 0.5)
+    torch.testing.assert_close(l2o.solve(ISTA(), lasso(2), steps=0, start=start).x, torch.from_numpy(start))

@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from l2o.rules import FISTA, Safeguarded
-from meta_train import lasso_benchmark as module
+from meta_train import lasso_race as module
+from meta_train import lasso_settings as chosen
+from meta_train import lasso_tuning
+from meta_train.lasso_benchmark import run_lasso
 from meta_train.lasso_report import write_lasso_report
 from tasks import Lasso
 
-SMALL = Lasso(rows=20, columns=40)
+SMALL = Lasso(rows=20, columns=40, density=0.3)
 
 
 @pytest.fixture
@@ -22,13 +25,13 @@ def problem():
 def test_optima_are_certified_and_fista_comes_to_them(problem):
     optimum, gap = module.optima(problem)
     assert gap <= 1e-11
-    run = module.race(problem.double(), FISTA(), 400, optimum, repeats=1)
+    run = module.race(problem.double(), FISTA(), 400, optimum)
     assert run.suboptimality[-1].abs().max() < 1e-10
     assert (run.cpu_ms.diff() >= 0).all()
 
 
 def test_a_step_of_fista_is_one_product(problem):
-    run = module.race(problem, FISTA(), 5, module.optima(problem)[0], repeats=1)
+    run = module.race(problem, FISTA(), 5, module.optima(problem)[0])
     # Aᵀb at first, 2mn operations, is half a product where n = 2m
     torch.testing.assert_close(run.products, torch.arange(1.5, 6.0, dtype=torch.float64))
 
@@ -43,26 +46,56 @@ def test_summary_names_the_first_step_below_a_tolerance():
 
 
 def test_acceptance_is_in_the_row(problem):
-    run = module.race(problem, Safeguarded(None), 60, module.optima(problem)[0], repeats=1)
+    run = module.race(problem, Safeguarded(None), 60, module.optima(problem)[0])
     assert 0 <= float(module.summarise(run)["accepted"]) <= 1
+
+
+def test_methods_in_turn_are_as_good_as_alone_and_nothing_is_counted_unasked(problem):
+    optimum = module.optima(problem)[0]
+    runs = module.race_all(problem, {"a": (FISTA(), 5), "b": (Safeguarded(None), 4)}, optimum, count=False)
+    assert torch.equal(runs["a"].suboptimality, module.race(problem, FISTA(), 5, optimum).suboptimality)
+    assert runs["b"].cpu_ms.shape == (4,) and runs["b"].products.isnan().all()
+    assert [row["step"] for row in module.points(runs["a"])] == [1, 2, 3, 4, 5]
+
+
+def test_admm_is_tuned_to_the_fewest_steps(monkeypatch):
+    monkeypatch.setattr(lasso_tuning, "ADMM_RHOS", (1.0, 0.1, 1e-6))
+    monkeypatch.setattr(lasso_tuning, "ADMM_RELAXATIONS", (1.0, 1.8))
+    config, rows = lasso_tuning.tune_admm(SMALL, tolerance=1e-3)
+    steps = {(row["rho"], row["relaxation"]): row["steps"] for row in rows}
+    assert len(rows) == 6
+    assert steps[config.rho, config.relaxation] == min(s for s in steps.values() if s)
+
+
+def test_without_an_admm_that_comes_there_the_least_error_wins(monkeypatch):
+    monkeypatch.setattr(lasso_tuning, "ADMM_RHOS", (1e-6, 0.1))
+    monkeypatch.setattr(lasso_tuning, "ADMM_STEPS", 4)
+    config, rows = lasso_tuning.tune_admm(SMALL)
+    assert not any(row["steps"] for row in rows)
+    assert min(row["error"] for row in rows if row["rho"] == config.rho) == min(row["error"] for row in rows)
+
+
+def test_no_test_seed_is_a_tuning_seed():
+    assert not {chosen.TEST_CODES, chosen.UNSEEN_CODES} & {chosen.TUNING_CODES, chosen.ADMM_CODES}
+    assert not {family.dictionary_seed for family in chosen.UNSEEN.values()} & set(chosen.TUNING_DICTIONARIES)
 
 
 def test_checkpoints_are_refused(tmp_path):
     with pytest.raises(ValueError, match="trains its own rules"):
-        module.run_lasso(["alista"], tmp_path, "")
+        run_lasso(["alista"], tmp_path, "")
 
 
 def test_the_report_gives_a_verdict_from_the_files(tmp_path, problem):
     optimum, gap = module.optima(problem)
-    run = module.race(problem, Safeguarded(None), 60, optimum, repeats=1)
-    methods = [*module.STEPS, "learned", "learned + safeguarded"]
+    run = module.race(problem, Safeguarded(None), 60, optimum)
+    methods = [*chosen.STEPS, "learned", "learned + safeguarded"]
     facts = {"parameters": 0, "train_cpu_s": ""}
-    summary = [{"setting": s, "method": m, **module.summarise(run), **facts} for s in module.SETTINGS for m in methods]
-    curves = [{"setting": row["setting"], "method": row["method"], **p} for row in summary for p in module._points(run)]
+    summary = [{"setting": s, "method": m, **module.summarise(run), **facts} for s in chosen.SETTINGS for m in methods]
+    curves = [{"setting": row["setting"], "method": row["method"], **p} for row in summary for p in module.points(run)]
     unseen = {
         "gap": gap,
         "accepted": 1.0,
-        **{f"{w}_{t}": 1.0 for w in ("fista_ms", "ours_ms") for t in ("1e-04", "1e-06")},
+        **{f"{w}_{t}": 1.0 for w in ("fista_ms", "ours_ms", "admm_ms") for t in ("1e-04", "1e-06")},
     }
     rows = [{"setting": "slow one", **unseen, "ratio_1e-04": 1.2, "ratio_1e-06": 0.9}]
     for name, table in (("summary", summary), ("curves", curves), ("unseen", rows)):
@@ -78,11 +111,13 @@ def test_the_report_gives_a_verdict_from_the_files(tmp_path, problem):
         "machine": {"cpu": "c"},
         "threads": 1,
     }
+    facts["admm"] = {"λ = 0.1": {"rho": 0.1, "relaxation": 1.8}}
     facts |= {"setup_ms": 1.0, "problems": 6, "environment": environment}
     (tmp_path / "lasso.json").write_text(json.dumps(facts))
     write_lasso_report(tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "**NOT reached** (slow one)" in text
+    assert "On no dictionary never seen is ADMM faster" in text and "ρ = 0.1 ‖A‖², α = 1.8" in text
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 

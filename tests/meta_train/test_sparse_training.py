@@ -226,7 +226,8 @@ def test_presets_survive_json_and_have_a_command(preset):
 
 
 def test_search_finds_better_weights_and_saves_them(tmp_path):
-    rule = HyperLISTAConfig(layers=4, threshold_scale=0.5, momentum_scale=0.001, support_scale=1.0)
+    size = SMALL.columns / 500
+    rule = HyperLISTAConfig(4, threshold_scale=0.5 * size, momentum_scale=0.001 * size, support_scale=1.0 / size)
     config = dataclasses.replace(CONFIG, rule=rule)
     start_score = search(config, SearchConfig(rounds=1, candidates=2, elite=2, spread=1e-6), tmp_path / "a", "a")
     least = search(config, SearchConfig(rounds=4, candidates=8, spread=2.0), tmp_path / "b", "l2o search …")

@@ -64,6 +64,18 @@ def test_precision_is_the_wider_one_and_at_least_float32(dtype_a, dtype_b, expec
     assert solution.converged and solution.x.dtype == expected
 
 
+def test_any_layout_of_numpy_arrays_is_taken():
+    A, b = random(4, 6).numpy(), random(3, 4, seed=1).numpy()
+    expected = problem(A, b, 0.1)
+    fixed = A.copy()
+    fixed.setflags(write=False)
+    for same in (fixed, A[:, ::-1].copy()[:, ::-1], A.astype(">f4"), np.asfortranarray(A)):
+        made = problem(same, np.broadcast_to(b[0], (3, 4)), np.full(3, 0.1)[::-1])
+        assert torch.equal(made.operator.matrix, expected.operator.matrix)
+        assert torch.equal(made.b, expected.b[:1].expand(3, 4))
+    assert problem(A.astype(np.float64), b, 0.1).regularizer.strength == 0.1  # not rounded to float32
+
+
 def test_empty_batches_are_solved():
     for A in (random(4, 6), random(0, 4, 6)):
         solution = l2o.solve(FISTA(), problem(A, random(0, 4), 0.1), tol=1e-6)
@@ -96,6 +108,8 @@ A, B = random(4, 6), random(3, 4, seed=1)
         ((random(2, 4, 6), B, 0.1), r"A has batch axes \(2,\), b has \(3,\)"),
         ((A, B, torch.tensor([0.1, 0.2])), r"one entry per item, \(3,\); got \(2,\)"),
         ((A, B[0], torch.tensor([0.1])), r"one entry per item, \(\); got \(1,\)"),
+        ((A + 0j, B, 0.1), "A and b must be real, got torch.complex64 and torch.float32"),
+        ((A[:, :0], B, 0.1), r"A must have at least one column, got shape \(4, 0\)"),
     ],
 )
 def test_data_that_make_no_problem_are_refused(arguments, message):

@@ -1,0 +1,153 @@
+"""The networks are torchvision's by name and shape, and with trained weights they know what they see."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tasks import DataError
+from tasks.features import FILES, build_network, fill, load_network
+from tasks.photographs import decode, resize
+
+REAL = os.environ.get("L2O_DATA")
+needs_data = pytest.mark.skipif(
+    not REAL or not Path(REAL, "nets").is_dir() or not Path(REAL, "art").is_dir(), reason="needs L2O_DATA/nets and art"
+)
+
+
+def random_state(name: str = "squeezenet1_1") -> dict[str, torch.Tensor]:
+    with torch.device("meta"):
+        expected = build_network(name).state_dict()
+    generator = torch.Generator().manual_seed(1)
+    return {name: 0.05 * torch.randn(tensor.shape, generator=generator) for name, tensor in expected.items()}
+
+
+@needs_data
+@pytest.mark.parametrize(("file", "what"), [("coffee.png", "espresso"), ("chelsea.png", "cat")])
+def test_squeezenet_knows_an_espresso_and_a_cat(file, what):
+    words = Path(REAL, "nets", "imagenet_synset_words.txt").read_text().splitlines()
+    photo = decode(Path(REAL, "art", "content", file).read_bytes(), file)
+    height, left = photo.shape[1], (photo.shape[2] - photo.shape[1]) // 2
+    square = resize(photo[:, :, left : left + height], 224, 224)
+    chances = load_network("squeezenet1_1").logits(square[None]).softmax(-1)[0]
+    assert chances.shape == (1000,) and what in words[int(chances.argmax())]
+    assert sum(chances[i] for i, word in enumerate(words) if what in word) > 0.9
+
+
+@needs_data
+def test_edge_tuned_vgg_loads_from_half_precision():
+    network = load_network("vgg16_hed")
+    assert network.features[0].weight.dtype == torch.float32 and len(network.features) == 23
+    assert network(torch.full((1, 3, 16, 16), 0.5), [22])[22].shape == (1, 512, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("network", "count", "shapes"),
+    [
+        ("squeezenet1_1", 1_235_496, {"features.12.expand3x3.weight": (256, 64, 3, 3), "classifier.1.bias": (1000,)}),
+        ("vgg16", 14_714_688, {"features.28.weight": (512, 512, 3, 3), "features.5.weight": (128, 64, 3, 3)}),
+        ("vgg19", 20_024_384, {"features.34.bias": (512,), "features.16.weight": (256, 256, 3, 3)}),
+    ],
+)
+def test_names_and_shapes_are_those_of_torchvision(network, count, shapes):
+    """Counts as torchvision documents them, for VGG without the classifier."""
+    with torch.device("meta"):
+        state = build_network(network).state_dict()
+    assert sum(tensor.numel() for tensor in state.values()) == count
+    assert {name: tuple(state[name].shape) for name in shapes} == shapes
+
+
+def test_pooling_of_squeezenet_rounds_up():
+    network = build_network("squeezenet1_1")
+    shapes = {k: tuple(a.shape[1:]) for k, a in network(torch.rand(2, 3, 64, 64), [1, 2, 5, 12]).items()}
+    assert shapes == {1: (64, 31, 31), 2: (64, 15, 15), 5: (128, 7, 7), 12: (512, 3, 3)}
+    uneven = network(torch.rand(1, 3, 66, 66), [2])[2]  # 32 → 15.5
+    assert uneven.shape[-1] == 16
+
+
+def test_pictures_are_normalised_inside_and_nothing_is_trained():
+    network = build_network("squeezenet1_1")
+    grey = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1).expand(1, 3, 9, 9)
+    bias = network.features[0].bias
+    torch.testing.assert_close(network(grey, [0])[0], bias.view(1, -1, 1, 1).expand(1, 64, 4, 4))
+    assert not network.training and not any(p.requires_grad for p in network.parameters())
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".npz"])
+def test_weights_come_from_any_of_three_formats(tmp_path, suffix):
+    state, path = random_state(), str(tmp_path / f"weights{suffix}")
+    if suffix == ".npz":
+        np.savez(path, **{name: tensor.numpy() for name, tensor in state.items()})
+    else:
+        torch.save(state, path) if suffix == ".pth" else save_file(state, path)
+    before = torch.get_rng_state()
+    network = load_network("squeezenet1_1", path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+    assert not any(p.requires_grad for p in network.parameters())
+    assert load_network("squeezenet1_1", path) is network
+
+
+def test_loading_is_strict_about_names_and_shapes():
+    network, state = build_network("squeezenet1_1"), random_state()
+    missing = {name: tensor for name, tensor in state.items() if name != "features.0.bias"}
+    with pytest.raises(
+        DataError, match=r"x is not of this network: 1 names are missing \['features.0.bias'\], 0 unknown"
+    ):
+        fill(network, missing, "x")
+    with pytest.raises(DataError, match=r"0 names are missing \[\], 1 unknown \['head'\]"):
+        fill(network, state | {"head": torch.ones(1)}, "x")
+    with pytest.raises(DataError, match=r"x: features.0.bias has shape \(3,\), this network \(64,\)"):
+        fill(network, state | {"features.0.bias": torch.ones(3)}, "x")
+
+
+def test_vgg_leaves_out_the_classifier_of_a_file(tmp_path):
+    network, state = build_network("vgg16_hed"), random_state("vgg16_hed")
+    fill(network, state | {"classifier.0.weight": torch.ones(1)}, "x")
+    assert torch.equal(network.features[2].weight, state["features.2.weight"])
+    with pytest.raises(ValueError, match="no classifier here; only squeezenet1_1 has"):
+        network.logits(torch.rand(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".npz"])
+def test_files_that_hold_no_weights_are_refused(tmp_path, suffix):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(b"no weights")
+    with pytest.raises(DataError, match="cannot be read as weights"):
+        load_network("squeezenet1_1", str(path))
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(DataError, match="holds no state dict, a mapping of names to tensors, but a list"):
+        load_network("squeezenet1_1", str(tmp_path / "list.pth"))
+    with pytest.raises(
+        DataError, match=r"nowhere.pth is not a file; .* download https://download.pytorch.org/models/vgg19"
+    ):
+        load_network("vgg19", str(tmp_path / "nowhere.pth"))
+
+
+def test_missing_weights_say_where_to_get_them(tmp_path, monkeypatch):
+    load_network.cache_clear()
+    monkeypatch.delenv("L2O_DATA", raising=False)
+    with pytest.raises(
+        DataError, match="L2O_DATA is not set; .*squeezenet1_1-b8a52dc0.pth and pass its path as weights"
+    ):
+        load_network("squeezenet1_1")
+    with pytest.raises(DataError, match="weights of vgg16 must be given: download https://.*vgg16-397923af.pth"):
+        load_network("vgg16")
+    monkeypatch.setenv("L2O_DATA", str(tmp_path))
+    with pytest.raises(DataError, match="nets has no vgg16_hed200.*weights=PATH of a .npz"):
+        load_network("vgg16_hed")
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets" / FILES["squeezenet1_1"].name).write_bytes(b"damaged")
+    with pytest.raises(DataError, match="is damaged or not the published file"):
+        load_network("squeezenet1_1")
+
+
+def test_unknown_networks_are_refused():
+    with pytest.raises(ValueError, match="network must be one of squeezenet1_1, vgg16, vgg16_hed, vgg19, got 'resnet'"):
+        build_network("resnet")
