@@ -138,7 +138,7 @@ class Safeguarded(ModelBasedRule):
         ahead, following = look_ahead(flat, x, before)
         needed = self.config.decrease / 2 * ahead.residual / before.step_size
         # Beyond rounding there is nothing to gain; such items cost nothing more.
-        open_ = ~(ahead.residual <= (32 * torch.finfo(x.dtype).eps) ** 2 * ahead.size)
+        open_ = ~(ahead.residual <= (2 * torch.finfo(x.dtype).eps) ** 2 * ahead.size)
         due = open_ & (state.wait == 0)
         candidate = self._propose(problem, flat, x, shape, due, state, step) if due.any() else None
         descent = before._replace(previous=x, previous_gradient=before.gradient)
