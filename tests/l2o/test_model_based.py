@@ -53,6 +53,7 @@ def build(name: str) -> ModelBasedRule:
         return VARIANTS[name]()
     rule_type, config_type = MODEL_BASED[name]
     sizes = {"rows": ROWS, "columns": COLUMNS, "layers": LAYERS, "strength": STRENGTH}
+    sizes["threshold_scale"] = 0.01 * COLUMNS / 500  # HyperLISTA's usual one leaves codes as small as these at 0
     config = config_type(**{key: value for key, value in sizes.items() if key in config_type.__dataclass_fields__})
     options = inspect.signature(rule_type).parameters
     own = {"dictionary": dictionary()} if "dictionary" in options else {}
