@@ -84,15 +84,24 @@ class Unmixing(TaskFamily):
 
     def problem(self, tasks: Data) -> Problem:
         """All pixels as one `l2o.Problem` on the simplex."""
-        return Problem(_operator(self, tasks["b"].dtype, tasks["b"].device), tasks["b"], Simplex())
+        return Problem(self._operator(tasks["b"]), tasks["b"], Simplex())
 
     def spectra(self, like: Tensor) -> Tensor:
         """Return E, shape (bands, endmembers), with entries in (0, 1), in the dtype and on the device of `like`."""
-        return _operator(self, like.dtype, like.device).matrix
+        return self._operator(like).matrix
+
+    def _operator(self, like: Tensor) -> Dictionary:
+        key = like.dtype, like.device
+        if key not in self._operators:  # never so in a loss that is being compiled, where NumPy cannot draw
+            self._operators[key] = _endmembers(self, *key)
+        return self._operators[key]
+
+    @functools.cached_property
+    def _operators(self) -> dict[tuple[torch.dtype, torch.device], Dictionary]:
+        return {}
 
 
-@functools.lru_cache(maxsize=8)
-def _operator(family: Unmixing, dtype: torch.dtype, device: torch.device) -> Dictionary:
+def _endmembers(family: Unmixing, dtype: torch.dtype, device: torch.device) -> Dictionary:
     # NumPy draws: the same numbers on every device and in every dtype, and allowed inside vmap.
     random = np.random.RandomState(family.spectra_seed)
     wavelength = np.linspace(0, 1, family.bands)[:, None, None]
