@@ -180,7 +180,7 @@ def test_files_that_are_missing_or_no_images_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("L2O_DATA", str(tmp_path))
     with pytest.raises(DataError, match="001.png is needed, but it is not in .*/derain/gt"):
         photograph("art", "train", 2)
-    with pytest.raises(DataError, match="style 'mona' is neither one of starry_night_google, .* flower nor a file"):
+    with pytest.raises(DataError, match="'mona' is neither one of starry_night_google, .* flower nor a file"):
         style_picture("mona")
     with pytest.raises(DataError, match="x.png is not an image that Pillow reads"):
         decode(b"nothing", "x.png")
