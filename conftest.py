@@ -2,4 +2,4 @@
 
 import importlib.util
 
-collect_ignore = [] if importlib.util.find_spec("triton") else ["l2o/kernels/lstm_triton.py"]
+collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["l2o/kernels/lstm_triton*.py"]

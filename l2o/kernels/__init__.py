@@ -5,7 +5,8 @@ environment, the reference runs in its place; so it does for CUDA tensors where 
 """
 
 from l2o.kernels.lstm import sequence_vjp, step
+from l2o.kernels.network import Network
 from l2o.kernels.reference import preprocess
 from l2o.kernels.stepper import stepper
 
-__all__ = ["preprocess", "sequence_vjp", "step", "stepper"]
+__all__ = ["Network", "preprocess", "sequence_vjp", "step", "stepper"]

@@ -128,7 +128,7 @@ def sequence_vjp(
 
 
 def _call(function: str, steps: int, inputs, network: Network, pointers: list[int], d_theta=()) -> None:
-    """Pack the struct `Arguments` of lstm_cpu.cpp and call; `pointers` are those from `updates` on."""
+    """Pack the struct `Arguments` of lstm_memory.h and call; `pointers` are those from `updates` on."""
     weights, biases, output_weight, output_bias, p, log_eps, scale, forget_bias = network
     # The list keeps copies that `contiguous` makes alive.
     tensors = [*map(Tensor.contiguous, (*inputs, output_weight, output_bias, *weights, *biases))]

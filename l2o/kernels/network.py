@@ -9,16 +9,24 @@ from torch import Tensor
 
 
 class Network(NamedTuple):
-    """Weights and constants of the LSTM, as in `l2o.kernels.step`."""
+    """Weights and constants of the LSTM; the equations are those of `l2o.kernels.reference`."""
 
     weights: Sequence[Tensor]
+    """W_l, layers of shape (4H, in + H), with in = 1 (p None) or 2 for the first layer and H for the others."""
     biases: Sequence[Tensor]
+    """b_l, layers of shape (4H,)."""
     output_weight: Tensor
+    """w, shape (1, H)."""
     output_bias: Tensor
+    """b_out, shape (1,)."""
     p: float | None
+    """Exponent of the features; None feeds the plain gradient."""
     log_eps: float
+    """ε inside the logarithm, gradient units."""
     scale: float
+    """Factor on the output, parameter units."""
     forget_bias: float
+    """Added to the forget gate."""
 
 
 class Gradients(NamedTuple):

@@ -10,10 +10,10 @@ Coordinates lie on the last axis. For one coordinate with gradient g, layers l =
 Source: Andrychowicz et al. 2016, arXiv:1606.04474, §2.1 and appendix A.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
+
+from l2o.kernels.network import Network
 
 
 def preprocess(grads: Tensor, p: float | None, log_eps: float = 0.0) -> Tensor:
@@ -54,21 +54,9 @@ def fast_tanh(x: Tensor) -> Tensor:
     return 2 * torch.sigmoid(2 * x) - 1
 
 
-def step(
-    grads: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    output_weight: Tensor,
-    output_bias: Tensor,
-    *,
-    p: float | None,
-    log_eps: float,
-    scale: float,
-    forget_bias: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def step(grads: Tensor, hidden: Tensor, cell: Tensor, network: Network) -> tuple[Tensor, Tensor, Tensor]:
     """See `l2o.kernels.step`; the same, differentiable any number of times, where rounding counts as the identity."""
+    weights, biases, output_weight, output_bias, p, log_eps, scale, forget_bias = network
     dtype = output_bias.dtype
     size = hidden.shape[1]
     offset = torch.zeros(4 * size, dtype=dtype, device=output_bias.device)
@@ -86,35 +74,23 @@ def step(
 
 
 def sequence_vjp(
-    grads: Tensor,
-    cotangents: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    output_weight: Tensor,
-    output_bias: Tensor,
-    *,
-    p: float | None,
-    log_eps: float,
-    scale: float,
-    forget_bias: float,
-    chunk: int = 4096,
+    grads: Tensor, cotangents: Tensor, hidden: Tensor, cell: Tensor, network: Network, chunk: int = 4096
 ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
     """See `l2o.kernels.sequence_vjp`; by autograd, in chunks of coordinates to bound memory."""
+    weights, biases, output_weight, output_bias, *_ = network
     hidden, cell = hidden.to(grads.dtype), cell.to(grads.dtype)
     theta = [tensor.detach().requires_grad_() for tensor in (*weights, *biases, output_weight, output_bias)]
     layers = len(weights)
     totals = [torch.zeros_like(tensor) for tensor in theta]
-    constants = {"p": p, "log_eps": log_eps, "scale": scale, "forget_bias": forget_bias}
+    named = zip(Network._fields, (theta[:layers], theta[layers:-2], *theta[-2:]), strict=False)
+    network = network._replace(**dict(named))
     for start in range(0, grads.shape[1], chunk) if len(grads) else ():
         part = slice(start, start + chunk)
         memory = (hidden[..., part].detach(), cell[..., part].detach())
         with torch.enable_grad():
             inner = torch.zeros((), dtype=output_bias.dtype, device=output_bias.device)
             for grad, cotangent in zip(grads[:, part].detach(), cotangents[:, part].detach(), strict=True):
-                network = (theta[:layers], theta[layers:-2], theta[-2], theta[-1])
-                updates, *memory = step(grad, memory[0], memory[1], *network, **constants)
+                updates, *memory = step(grad, memory[0], memory[1], network)
                 inner = inner + (cotangent * updates).sum()
         for total, gradient in zip(totals, torch.autograd.grad(inner, theta), strict=True):
             total += gradient

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from l2o.problem import Problem
 from l2o.rule import ModelBasedRule
 from l2o.rules.checks import check_positive
+from l2o.rules.matrix_config import MatrixConfig
 from l2o.rules.support import (
     SUPPORT_MOST,
     SUPPORT_STEP,
     check_layers,
-    check_sizes,
     dictionary_of,
     per_layer,
     positive,
@@ -39,15 +39,9 @@ class GLISTAState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GLISTAConfig:
+class GLISTAConfig(MatrixConfig):
     """Shape and initial values of `GLISTA`."""
 
-    rows: int = 250
-    """Of A."""
-    columns: int = 500
-    """Of A."""
-    layers: int = 16
-    """Steps with weights of their own."""
     tied: bool = False
     """One matrix for all layers; the scalars stay per layer."""
     strength: float = 0.1
@@ -63,8 +57,8 @@ class GLISTAConfig:
         Raises:
             ValueError: if a size is below 1, the strength is not positive, or a fraction is outside [0, 1].
         """
+        super().__post_init__()
         check_layers(self.layers, self.support_step, self.support_most)
-        check_sizes(self.rows, self.columns)
         check_positive(strength=self.strength)
 
 

@@ -19,7 +19,8 @@ from l2o.problem import Problem
 from l2o.proximal.norms import soft_threshold
 from l2o.rule import ModelBasedRule
 from l2o.rules.checks import check_positive
-from l2o.rules.support import check_layers, check_sizes, dictionary_of, per_layer, positive, start_matrix
+from l2o.rules.matrix_config import MatrixConfig
+from l2o.rules.support import dictionary_of, per_layer, positive, start_matrix
 
 
 class LAMPState(NamedTuple):
@@ -30,15 +31,9 @@ class LAMPState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LAMPConfig:
+class LAMPConfig(MatrixConfig):
     """Shape and initial values of `LAMP`."""
 
-    rows: int = 250
-    """Of A."""
-    columns: int = 500
-    """Of A."""
-    layers: int = 16
-    """Steps with weights of their own."""
     tied: bool = False
     """One matrix for all layers; the scalars stay per layer."""
     threshold_scale: float = 1.14
@@ -50,8 +45,7 @@ class LAMPConfig:
         Raises:
             ValueError: if a size is below 1, or the scale is not positive.
         """
-        check_layers(self.layers)
-        check_sizes(self.rows, self.columns)
+        super().__post_init__()
         check_positive(threshold_scale=self.threshold_scale)
 
 

@@ -17,7 +17,8 @@ from l2o.problem import Problem
 from l2o.proximal.norms import soft_threshold
 from l2o.rule import ModelBasedRule
 from l2o.rules.checks import check_positive
-from l2o.rules.support import check_layers, check_sizes, dictionary_of, per_layer, positive, start_matrix
+from l2o.rules.matrix_config import MatrixConfig
+from l2o.rules.support import dictionary_of, per_layer, positive, start_matrix
 
 
 class LFISTAState(NamedTuple):
@@ -28,15 +29,9 @@ class LFISTAState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LFISTAConfig:
+class LFISTAConfig(MatrixConfig):
     """Shape and initial values of `LFISTA`."""
 
-    rows: int = 250
-    """Of A."""
-    columns: int = 500
-    """Of A."""
-    layers: int = 16
-    """Steps with weights of their own."""
     strength: float = 0.1
     """λ of the FISTA that the weights start as."""
 
@@ -46,8 +41,7 @@ class LFISTAConfig:
         Raises:
             ValueError: if a size is below 1, or the strength is not positive.
         """
-        check_layers(self.layers)
-        check_sizes(self.rows, self.columns)
+        super().__post_init__()
         check_positive(strength=self.strength)
 
 

@@ -14,17 +14,8 @@ from torch import Tensor, nn
 from l2o.problem import Problem
 from l2o.proximal.norms import soft_threshold
 from l2o.rule import ModelBasedRule
-from l2o.rules.checks import check_positive
-from l2o.rules.support import (
-    Start,
-    check_layers,
-    check_sizes,
-    check_start,
-    dictionary_of,
-    positive,
-    start_matrix,
-    start_thresholds,
-)
+from l2o.rules.matrix_config import StartConfig
+from l2o.rules.support import dictionary_of, positive, start_matrix, start_thresholds
 
 
 class LISTACPState(NamedTuple):
@@ -32,32 +23,8 @@ class LISTACPState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LISTACPConfig:
+class LISTACPConfig(StartConfig):
     """Shape and initial values of `LISTACP`."""
-
-    rows: int = 250
-    """Of A."""
-    columns: int = 500
-    """Of A."""
-    layers: int = 16
-    """Steps with weights of their own."""
-    tied: bool = False
-    """One matrix for all layers; the thresholds stay per layer."""
-    start: Start = "ista"
-    """What every layer starts as: an ISTA step, or one of ALISTA without support selection."""
-    strength: float = 0.1
-    """λ of that ISTA."""
-
-    def __post_init__(self):
-        """Check the ranges.
-
-        Raises:
-            ValueError: if a size is below 1, the strength is not positive, or the start is unknown.
-        """
-        check_layers(self.layers)
-        check_sizes(self.rows, self.columns)
-        check_positive(strength=self.strength)
-        check_start(self.start)
 
 
 class LISTACP(ModelBasedRule):

@@ -14,14 +14,11 @@ from torch import Tensor, nn
 
 from l2o.problem import Problem
 from l2o.rule import ModelBasedRule
-from l2o.rules.checks import check_positive
+from l2o.rules.matrix_config import StartConfig
 from l2o.rules.support import (
     SUPPORT_MOST,
     SUPPORT_STEP,
-    Start,
     check_layers,
-    check_sizes,
-    check_start,
     dictionary_of,
     per_layer,
     positive,
@@ -37,21 +34,9 @@ class LISTACPSSState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LISTACPSSConfig:
+class LISTACPSSConfig(StartConfig):
     """Shape and initial values of `LISTACPSS`."""
 
-    rows: int = 250
-    """Of A."""
-    columns: int = 500
-    """Of A."""
-    layers: int = 16
-    """Steps with weights of their own."""
-    tied: bool = False
-    """One matrix for all layers; thresholds and step sizes are per layer."""
-    start: Start = "ista"
-    """What every layer starts as: an ISTA step, or one of ALISTA."""
-    strength: float = 0.1
-    """λ of that ISTA."""
     support_step: float = SUPPORT_STEP
     """Fraction of the entries that every layer trusts more than the one before; 0: no support selection."""
     support_most: float = SUPPORT_MOST
@@ -63,10 +48,8 @@ class LISTACPSSConfig:
         Raises:
             ValueError: if a size, the strength, a fraction or the start is out of its range.
         """
+        super().__post_init__()
         check_layers(self.layers, self.support_step, self.support_most)
-        check_sizes(self.rows, self.columns)
-        check_positive(strength=self.strength)
-        check_start(self.start)
 
 
 class LISTACPSS(ModelBasedRule):

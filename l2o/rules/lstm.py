@@ -106,7 +106,7 @@ class CoordinatewiseLSTM(CoordinatewiseRule):
 
     def update(self, grads: Tensor, state: LSTMState, step: Tensor) -> tuple[Tensor, LSTMState]:
         """See the module's equations; computed in the precision of the weights."""
-        updates, hidden, cell = kernels.step(grads.to(self.output_bias.dtype), *state, **self._network())
+        updates, hidden, cell = kernels.step(grads.to(self.output_bias.dtype), *state, self._network())
         return updates, LSTMState(hidden, cell)
 
     def update_(self, grads: Tensor, state: LSTMState, step: Tensor) -> tuple[Tensor, LSTMState]:
@@ -117,7 +117,7 @@ class CoordinatewiseLSTM(CoordinatewiseRule):
         if torch.compiler.is_compiling():  # which reuses memory by itself
             return self.update(grads, state, step)
         out = (torch.empty_like(grads), state.hidden, state.cell)
-        updates, _, _ = kernels.step(grads, *state, **self._network(), out=out)
+        updates, _, _ = kernels.step(grads, *state, self._network(), out=out)
         return updates, state
 
     def stepper(self, state: LSTMState) -> Callable[[Tensor, Tensor], tuple[Tensor, LSTMState]]:
@@ -125,13 +125,13 @@ class CoordinatewiseLSTM(CoordinatewiseRule):
         dtype = self.output_bias.dtype
         if state.hidden.dtype is not dtype:
             return super().stepper(state)
-        advance = kernels.stepper(*state, **self._network())
+        advance = kernels.stepper(*state, self._network())
         return lambda grads, step: (advance(grads.to(dtype)), state)
 
     def update_vjp(self, grads: Tensor, cotangents: Tensor, state: LSTMState, step: Tensor) -> dict[str, Tensor]:
         """See `CoordinatewiseRule.update_vjp`; fused, blocks of coordinates at a time."""
         dtype = self.output_bias.dtype
-        pieces = kernels.sequence_vjp(grads.to(dtype), cotangents.to(dtype), *state, **self._network())
+        pieces = kernels.sequence_vjp(grads.to(dtype), cotangents.to(dtype), *state, self._network())
         weights, biases, output_weight, output_bias = pieces
         return {
             **{f"weights.{layer}": weight for layer, weight in enumerate(weights)},
@@ -144,16 +144,10 @@ class CoordinatewiseLSTM(CoordinatewiseRule):
         """Return the LSTM's input, shape (1 or 2, n), for gradients of shape (n,)."""
         return kernels.preprocess(grads, self.config.p, self.config.log_eps)
 
-    def _network(self) -> dict[str, Any]:
+    def _network(self) -> kernels.Network:
         # Iterating over a ParameterList costs as much as 100 coordinates; its dict has what functional_call put there.
+        weights: list[Any] = list(self.weights._parameters.values())
+        biases: list[Any] = list(self.biases._parameters.values())
         config = self.config
-        return {
-            "weights": list(self.weights._parameters.values()),
-            "biases": list(self.biases._parameters.values()),
-            "output_weight": self.output_weight,
-            "output_bias": self.output_bias,
-            "p": config.p,
-            "log_eps": config.log_eps,
-            "scale": config.scale,
-            "forget_bias": config.forget_bias,
-        }
+        theta = (weights, biases, self.output_weight, self.output_bias)
+        return kernels.Network(*theta, config.p, config.log_eps, config.scale, config.forget_bias)

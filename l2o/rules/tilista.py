@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from l2o.problem import Problem
 from l2o.rule import ModelBasedRule
 from l2o.rules.checks import check_positive
+from l2o.rules.matrix_config import MatrixConfig
 from l2o.rules.support import (
     SUPPORT_MOST,
     SUPPORT_STEP,
     THRESHOLD,
     THRESHOLD_DECAY,
     check_layers,
-    check_sizes,
     dictionary_of,
     per_layer,
     positive,
@@ -35,15 +35,9 @@ class TiLISTAState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TiLISTAConfig:
+class TiLISTAConfig(MatrixConfig):
     """Shape and initial values of `TiLISTA`."""
 
-    rows: int = 250
-    """Of A."""
-    columns: int = 500
-    """Of A."""
-    layers: int = 16
-    """Steps with scalars of their own."""
     threshold: float = THRESHOLD
     """θ_0 to begin with, units of x."""
     threshold_decay: float = THRESHOLD_DECAY
@@ -59,8 +53,8 @@ class TiLISTAConfig:
         Raises:
             ValueError: if a size is below 1, a threshold is not positive, or a fraction is outside [0, 1].
         """
+        super().__post_init__()
         check_layers(self.layers, self.support_step, self.support_most)
-        check_sizes(self.rows, self.columns)
         check_positive(threshold=self.threshold, threshold_decay=self.threshold_decay)
 
 

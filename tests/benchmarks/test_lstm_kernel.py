@@ -24,8 +24,8 @@ def problem():
         return 0.3 * torch.randn(shape, generator=generator)
 
     theta = ([draw(80, 22), draw(80, 40)], [draw(80), draw(80)], draw(1, 20), draw(1))
-    constants = {"p": 10.0, "log_eps": 0.0, "scale": 0.1, "forget_bias": 0.0}
-    return (draw(STEPS, N), draw(STEPS, N), draw(2, 20, N), draw(2, 20, N), *theta), constants
+    network = kernels.Network(*theta, p=10.0, log_eps=0.0, scale=0.1, forget_bias=0.0)
+    return draw(STEPS, N), draw(STEPS, N), draw(2, 20, N), draw(2, 20, N), network
 
 
 @pytest.fixture(autouse=True)
@@ -38,23 +38,22 @@ def one_thread():
 
 @pytest.mark.parametrize("module", [kernels, reference], ids=["fused", "plain"])
 def test_step(benchmark, problem, module):
-    (grads, _, *rest), constants = problem
+    grads, _, *rest = problem
     with torch.no_grad():
-        updates, hidden, _ = benchmark(lambda: module.step(grads[0], *rest, **constants))
+        updates, hidden, _ = benchmark(lambda: module.step(grads[0], *rest))
     assert updates.shape == (N,) and hidden.isfinite().all()
 
 
 def test_step_in_place(benchmark, problem):
-    (grads, _, hidden, cell, *theta), constants = problem
+    grads, _, hidden, cell, network = problem
     state = (hidden.clone(), cell.clone())
     out = (torch.empty(N), *state)
     with torch.no_grad():
-        benchmark(lambda: kernels.step(grads[0], *state, *theta, out=out, **constants))
+        benchmark(lambda: kernels.step(grads[0], *state, network, out=out))
     assert out[0].isfinite().all()
 
 
 @pytest.mark.parametrize("module", [kernels, reference], ids=["fused", "plain"])
 def test_sequence_vjp(benchmark, problem, module):
-    arguments, constants = problem
-    weights, *_ = benchmark(lambda: module.sequence_vjp(*arguments, **constants))
+    weights, *_ = benchmark(lambda: module.sequence_vjp(*problem))
     assert weights[0].isfinite().all()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from l2o.kernels import build
+from l2o.kernels import Network, build
 
 
 @dataclasses.dataclass
@@ -30,6 +30,10 @@ class Problem:
     @property
     def theta(self):
         return self.weights, self.biases, self.output_weight, self.output_bias
+
+    @property
+    def network(self):
+        return Network(*self.theta, **self.constants)
 
     def to(self, dtype) -> "Problem":
         tensors = (self.grads, self.cotangents, *self.state)

@@ -13,7 +13,7 @@ from l2o.kernels import build, reference
 
 SCRIPT = """
 import torch
-from l2o.kernels import build, reference, sequence_vjp, step
+from l2o.kernels import Network, build, reference, sequence_vjp, step
 from l2o.kernels.matmul import bmm
 assert build.library() is not None
 torch.manual_seed(0)
@@ -21,11 +21,11 @@ for dtype in (torch.float32, torch.float64):
     draw = lambda *shape: torch.randn(shape, dtype=dtype)
     arguments = (draw(3, 77), draw(3, 77), draw(2, 5, 77), draw(2, 5, 77))
     theta = ([draw(20, 7), draw(20, 10)], [draw(20), draw(20)], draw(1, 5), draw(1))
-    constants = dict(p=10.0, log_eps=0.0, scale=0.1, forget_bias=0.0)
+    network = Network(*theta, p=10.0, log_eps=0.0, scale=0.1, forget_bias=0.0)
     tolerance = dict(rtol=1e-4, atol=1e-4) if dtype == torch.float32 else dict(rtol=1e-11, atol=1e-11)
-    pairs = [module(*arguments, *theta, **constants) for module in (sequence_vjp, reference.sequence_vjp)]
+    pairs = [module(*arguments, network) for module in (sequence_vjp, reference.sequence_vjp)]
     torch.testing.assert_close(*pairs, **tolerance)
-    pairs = [module(arguments[0][0], *arguments[2:], *theta, **constants) for module in (step, reference.step)]
+    pairs = [module(arguments[0][0], *arguments[2:], network) for module in (step, reference.step)]
     torch.testing.assert_close(*pairs, **tolerance)
     for b in (draw(2, 77, 53), draw(2, 53, 77).mT):
         a = draw(2, 6, 77)
@@ -65,11 +65,9 @@ def test_a_damaged_library_is_built_again(tmp_path, monkeypatch, fresh_library):
 
 
 def run_both(problem):
-    arguments = (problem.grads, problem.cotangents, *problem.state, *problem.theta)
-    step = (problem.grads[0], *problem.state, *problem.theta)
     for module in (kernels, reference):
-        vjp = module.sequence_vjp(*arguments, **problem.constants)
-        yield vjp, module.step(*step, **problem.constants)
+        vjp = module.sequence_vjp(problem.grads, problem.cotangents, *problem.state, problem.network)
+        yield vjp, module.step(problem.grads[0], *problem.state, problem.network)
 
 
 @pytest.mark.parametrize("how", ["CXX", "PATH"])
@@ -84,7 +82,7 @@ def test_without_a_compiler_the_reference_runs_and_one_warning_is_given(make_pro
     assert len(caught) == 1
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     weight = problem.weights[0].requires_grad_()
-    updates, *_ = kernels.step(problem.grads[0], *problem.state, *problem.theta, **problem.constants)
+    updates, *_ = kernels.step(problem.grads[0], *problem.state, problem.network)
     assert torch.autograd.grad(updates.sum(), weight)[0].isfinite().all()  # the operator without its kernel
 
 

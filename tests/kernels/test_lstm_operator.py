@@ -5,7 +5,7 @@ import torch
 from torch.func import grad, jvp, vmap
 
 from l2o import kernels
-from l2o.kernels import lstm, reference
+from l2o.kernels import Network, lstm_operator, reference
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
@@ -25,7 +25,8 @@ def over(problem, function=kernels.step):
     tensors = [problem.grads, *problem.state, *problem.weights, *problem.biases, *problem.theta[2:]]
 
     def run(grads, hidden, cell, w1, w2, b1, b2, output_weight, output_bias):
-        return function(grads, hidden, cell, [w1, w2], [b1, b2], output_weight, output_bias, **problem.constants)
+        network = Network([w1, w2], [b1, b2], output_weight, output_bias, **problem.constants)
+        return function(grads, hidden, cell, network)
 
     return run, tensors
 
@@ -38,8 +39,7 @@ def test_first_and_second_derivatives_equal_central_differences(problem):
 
 
 def test_operators_pass_opcheck(problem):
-    theta = (list(problem.weights), list(problem.biases), *problem.theta[2:])
-    arguments = (problem.grads, *problem.state, *theta, *problem.constants.values())
+    arguments = (problem.grads, *problem.state, *problem.network)
     torch.library.opcheck(torch.ops.l2o.lstm_step.default, arguments)
     torch.library.opcheck(torch.ops.l2o.lstm_step_backward.default, (GRADS, *problem.state, *arguments))
     for tensor in (problem.grads, *problem.state, *problem.weights, *problem.biases, *problem.theta[2:]):
@@ -50,10 +50,9 @@ def test_operators_pass_opcheck(problem):
 def test_operators_pass_opcheck_with_bfloat16_state(make_problem):
     problem = make_problem(2, 3, 5, 1, 2.0, dtype=torch.float32)
     state = [tensor.bfloat16().requires_grad_() for tensor in problem.state]
-    theta = (problem.weights, problem.biases, *problem.theta[2:])
     for tensor in (problem.grads, *problem.weights, *problem.biases, *problem.theta[2:]):
         tensor.requires_grad_()
-    arguments = (problem.grads[0].detach().requires_grad_(), *state, *theta, *problem.constants.values())
+    arguments = (problem.grads[0].detach().requires_grad_(), *state, *problem.network)
     torch.library.opcheck(torch.ops.l2o.lstm_step.default, arguments)
 
 
@@ -105,7 +104,7 @@ def test_networks_of_particles_are_stepped_in_one_call(make_problem, monkeypatch
     # bfloat16's last bit may fall to the other side, at cells of up to 8
     tolerance = {torch.float64: 1e-12, torch.float32: 2e-3, torch.bfloat16: 5e-2}[state]
     problems = [make_problem(layers, 5, 70, 1, p, seed, dtype) for seed in range(4)]
-    monkeypatch.setattr(lstm, "_vmap_loop", None)  # where the kernel is called directly, nothing loops
+    monkeypatch.setattr(lstm_operator, "_vmap_loop", None)  # where the kernel is called directly, nothing loops
 
     def stack(pick):
         return torch.stack([pick(problem) for problem in problems])
@@ -117,17 +116,12 @@ def test_networks_of_particles_are_stepped_in_one_call(make_problem, monkeypatch
     theta += [stack(lambda q: q.output_weight), stack(lambda q: q.output_bias)]
 
     def run(grads, hidden, *theta):
-        return kernels.step(grads, hidden, cell, *theta, **problems[0].constants)
+        return kernels.step(grads, hidden, cell, Network(*theta, **problems[0].constants))
 
     found = vmap(run)(grads, hidden, *theta)
     for index, problem in enumerate(problems):
-        arguments = (problem.grads[0], hidden[index], cell, *problem.theta)
-        for batch, single, plain in zip(
-            found,
-            kernels.step(*arguments, **problem.constants),
-            reference.step(*arguments, **problem.constants),
-            strict=True,
-        ):
+        arguments = (problem.grads[0], hidden[index], cell, problem.network)
+        for batch, single, plain in zip(found, kernels.step(*arguments), reference.step(*arguments), strict=True):
             assert torch.equal(batch[index], single)
             assert (batch[index] - plain).abs().max() < tolerance
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from l2o.kernels import lstm_triton, reference
-from l2o.kernels.network import Network
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
@@ -32,10 +31,6 @@ def problem_on_device(make_problem, *shape, dtype=torch.float64):
     return problem
 
 
-def network(problem):
-    return Network(*problem.theta, *problem.constants.values())
-
-
 def flat(gradients):
     return [*gradients[0], *gradients[1], *gradients[2:4]]
 
@@ -46,15 +41,15 @@ def flat(gradients):
 def test_step_equals_the_reference(make_problem, shape, dtype, tolerance):
     problem = problem_on_device(make_problem, *shape, dtype=dtype)
     for grads in problem.grads:
-        ours = lstm_triton.step(grads, *problem.state, network(problem))
-        theirs = reference.step(grads, *problem.state, *problem.theta, **problem.constants)
+        ours = lstm_triton.step(grads, *problem.state, problem.network)
+        theirs = reference.step(grads, *problem.state, problem.network)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
 
 
 def test_step_of_the_usual_size_equals_the_reference(make_problem):
     problem = problem_on_device(make_problem, 2, 20, 100, 1, 10.0, dtype=torch.float32)
-    ours = lstm_triton.step(problem.grads[0], *problem.state, network(problem))
-    theirs = reference.step(problem.grads[0], *problem.state, *problem.theta, **problem.constants)
+    ours = lstm_triton.step(problem.grads[0], *problem.state, problem.network)
+    theirs = reference.step(problem.grads[0], *problem.state, problem.network)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)  # see above
 
 
@@ -64,19 +59,19 @@ def test_sequence_vjp_equals_autograd(make_problem, monkeypatch, shape):
     monkeypatch.setattr(lstm_triton, "_TAPE_BYTES", 1)  # chunks of 128 coordinates: n = 130 takes two
     problem = problem_on_device(make_problem, *shape)
     arguments = (problem.grads, problem.cotangents, *problem.state)
-    ours = flat(lstm_triton.sequence_vjp(*arguments, network(problem)))
-    theirs = flat(reference.sequence_vjp(*arguments, *problem.theta, **problem.constants))
+    ours = flat(lstm_triton.sequence_vjp(*arguments, problem.network))
+    theirs = flat(reference.sequence_vjp(*arguments, problem.network))
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
 def test_sequence_vjp_in_float32_is_accurate_and_the_same_in_every_run(make_problem):
     problem = problem_on_device(make_problem, 2, 3, 100, 3, 10.0, dtype=torch.float32)
     arguments = (problem.grads, problem.cotangents, *problem.state)
-    ours, again = (flat(lstm_triton.sequence_vjp(*arguments, network(problem))) for _ in range(2))
+    ours, again = (flat(lstm_triton.sequence_vjp(*arguments, problem.network)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
     exact = problem.to(torch.float64)
     arguments = (exact.grads, exact.cotangents, *exact.state)
-    for mine, true in zip(ours, flat(reference.sequence_vjp(*arguments, *exact.theta, **exact.constants)), strict=True):
+    for mine, true in zip(ours, flat(reference.sequence_vjp(*arguments, exact.network)), strict=True):
         assert (mine.double() - true).norm() / true.norm() < 1e-5  # rounding errors through random weights
 
 
@@ -87,12 +82,12 @@ def test_gradients_of_gradients_and_state_equal_autograd(make_problem, p):
     d_state = [torch.randn_like(problem.hidden), torch.randn_like(problem.cell)]
     memory, loss = problem.state, 0
     for grads, cotangent in zip(problem.grads, problem.cotangents, strict=True):
-        updates, *memory = reference.step(grads, *memory, *problem.theta, **problem.constants)
+        updates, *memory = reference.step(grads, *memory, problem.network)
         loss = loss + (cotangent * updates).sum()
     loss = loss + sum((a * b).sum() for a, b in zip(memory, d_state, strict=True))
     expected = torch.autograd.grad(loss, inputs)
     detached = [tensor.detach() for tensor in inputs]
-    arguments = (detached[0], problem.cotangents, *detached[1:], network(problem), d_state)
+    arguments = (detached[0], problem.cotangents, *detached[1:], problem.network, d_state)
     ours = lstm_triton.sequence_vjp(*arguments, inputs=True)
     torch.testing.assert_close(ours[4:], expected, rtol=1e-10, atol=1e-10)
 
@@ -100,8 +95,8 @@ def test_gradients_of_gradients_and_state_equal_autograd(make_problem, p):
 def test_bfloat16_state_is_rounded_as_in_the_reference(make_problem):
     problem = problem_on_device(make_problem, 2, 5, 200, 1, 10.0, dtype=torch.float32)
     state = [tensor.bfloat16() for tensor in problem.state]
-    updates, *after = lstm_triton.step(problem.grads[0], *state, network(problem))
-    expected, *rounded = reference.step(problem.grads[0], *state, *problem.theta, **problem.constants)
+    updates, *after = lstm_triton.step(problem.grads[0], *state, problem.network)
+    expected, *rounded = reference.step(problem.grads[0], *state, problem.network)
     for mine, plain in zip(after, rounded, strict=True):
         assert mine.dtype == torch.bfloat16
         # A number beside the middle of two may be rounded the other way: one unit of 8 bits, for one in a thousand.
@@ -113,9 +108,9 @@ def test_bfloat16_state_is_rounded_as_in_the_reference(make_problem):
 
 def test_out_may_be_the_state_itself(make_problem):
     problem = problem_on_device(make_problem, 2, 3, 150, 1, 10.0)
-    expected = lstm_triton.step(problem.grads[0], *problem.state, network(problem))
+    expected = lstm_triton.step(problem.grads[0], *problem.state, problem.network)
     out = (torch.empty_like(problem.grads[0]), *problem.state)
-    lstm_triton.step(problem.grads[0], *problem.state, network(problem), out)
+    lstm_triton.step(problem.grads[0], *problem.state, problem.network, out)
     assert all(torch.equal(a, b) for a, b in zip(out, expected, strict=True))
 
 
@@ -124,17 +119,17 @@ def test_nan_and_infinite_gradients_give_what_the_reference_gives(make_problem, 
     problem = problem_on_device(make_problem, 2, 3, 40, 1, p, dtype=torch.float32)
     grads = problem.grads[0]
     grads[3], grads[5], grads[7], grads[9] = torch.nan, torch.inf, -torch.inf, 0.0
-    ours = lstm_triton.step(grads, *problem.state, network(problem))
-    theirs = reference.step(grads, *problem.state, *problem.theta, **problem.constants)
+    ours = lstm_triton.step(grads, *problem.state, problem.network)
+    theirs = reference.step(grads, *problem.state, problem.network)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5, equal_nan=True)
     assert ours[0].isnan().nonzero().flatten().tolist() == [3]
 
 
 def test_strided_tensors_are_read_right(make_problem):
     problem = problem_on_device(make_problem, 2, 3, 40, 2, 10.0)
-    expected = flat(lstm_triton.sequence_vjp(problem.grads, problem.cotangents, *problem.state, network(problem)))
+    expected = flat(lstm_triton.sequence_vjp(problem.grads, problem.cotangents, *problem.state, problem.network))
     state = [torch.stack([tensor, tensor], dim=-1)[..., 0] for tensor in problem.state]
-    strided = network(problem)._replace(weights=[weight.T.contiguous().T for weight in problem.weights])
+    strided = problem.network._replace(weights=[weight.T.contiguous().T for weight in problem.weights])
     ours = flat(lstm_triton.sequence_vjp(problem.grads.T.contiguous().T, problem.cotangents, *state, strided))
     assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
 
@@ -142,6 +137,6 @@ def test_strided_tensors_are_read_right(make_problem):
 def test_errors_say_what_does_not_fit(make_problem):
     problem = problem_on_device(make_problem, 2, 3, 10, 2, 10.0)
     with pytest.raises(ValueError, match=r"hidden should be \(layers, H, n\)"):
-        lstm_triton.step(problem.grads[0][:3], *problem.state, network(problem))
+        lstm_triton.step(problem.grads[0][:3], *problem.state, problem.network)
     with pytest.raises(ValueError, match=r"cotangents should be \(2, 10\)"):
-        lstm_triton.sequence_vjp(problem.grads, problem.cotangents[:1], *problem.state, network(problem))
+        lstm_triton.sequence_vjp(problem.grads, problem.cotangents[:1], *problem.state, problem.network)

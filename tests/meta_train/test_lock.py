@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from meta_train import lock
-from meta_train.lock import locked
+from meta_train.lock import LOCK_NAME, locked
 
 HOLD = """
 import sys, time
@@ -32,6 +33,13 @@ def holder(tmp_path):
         process.kill()
 
 
+def owner(directory: Path) -> int:
+    """The process that the lock's file names."""
+    found = re.fullmatch(r"process (\d+) on .+", (directory / LOCK_NAME).read_text())
+    assert found is not None
+    return int(found[1])
+
+
 def test_a_second_process_is_refused_and_told_who_has_the_lock(holder, tmp_path):
     with pytest.raises(BlockingIOError) as caught, locked(tmp_path):
         pass
@@ -40,9 +48,9 @@ def test_a_second_process_is_refused_and_told_who_has_the_lock(holder, tmp_path)
 
 def test_the_lock_does_not_survive_sigkill(holder, tmp_path):
     os.kill(holder.pid, signal.SIGKILL)
-    holder.wait()
+    assert holder.wait() == -signal.SIGKILL and owner(tmp_path) == holder.pid
     with locked(tmp_path):
-        pass
+        assert owner(tmp_path) == os.getpid()
 
 
 def test_the_lock_is_free_again_after_the_block_whatever_happened_in_it(tmp_path):
@@ -53,21 +61,26 @@ def test_the_lock_is_free_again_after_the_block_whatever_happened_in_it(tmp_path
         pass
 
 
-def test_without_flock_nothing_is_locked(tmp_path, monkeypatch):
+def test_without_flock_nothing_is_locked(holder, tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "fcntl", None)
-    with locked(tmp_path), locked(tmp_path):
-        pass
+    with locked(tmp_path):
+        assert owner(tmp_path) == os.getpid() and holder.poll() is None
 
 
-def test_on_a_file_system_without_locks_nothing_is_locked(tmp_path, monkeypatch):
-    def unsupported(*_):
+def test_on_a_file_system_without_locks_nothing_is_locked(holder, tmp_path, monkeypatch):
+    asked = []
+
+    def unsupported(*arguments):
+        asked.append(arguments)
         raise OSError(errno.ENOTSUP, "Operation not supported")
 
     monkeypatch.setattr(lock.fcntl, "flock", unsupported)
-    with locked(tmp_path), locked(tmp_path):
-        pass
+    with locked(tmp_path):
+        assert owner(tmp_path) == os.getpid() and holder.poll() is None
+    assert len(asked) == 1
 
 
 def test_a_directory_that_does_not_exist_cannot_be_locked(tmp_path):
-    with pytest.raises(FileNotFoundError), locked(tmp_path / "nowhere"):
+    with pytest.raises(FileNotFoundError, match="nowhere"), locked(tmp_path / "nowhere"):
         pass
+    assert list(tmp_path.iterdir()) == []
