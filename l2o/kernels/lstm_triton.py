@@ -8,7 +8,7 @@ registers, and with bfloat16 state they are rounded on the way up: so the other 
 
 Roofline of one step, per coordinate of two layers of 20 units. Memory: 160 numbers of state and two of gradients, 648
 bytes (bfloat16 state: 328). Arithmetic: 4,960 multiply-adds among 7,600 instructions, with 400 special functions. On
-an H200 (4.8 TB/s, 132 processors, each of 128 lanes and 16 special-function lanes, at 1.75 GHz):
+a GPU of 2024 (4.8 TB/s, 132 processors, each of 128 lanes and 16 special-function lanes, at 1.75 GHz):
 
     10 M coordinates, float32:    1.4 ms memory, 1.7 ms multiply-adds, 1.1 ms special functions, 2.6 ms instructions
     86 M coordinates, bfloat16:   5.9 ms memory, 14.4 ms multiply-adds, 9.3 ms special functions, 22 ms instructions

@@ -57,3 +57,26 @@ def test_step_in_place(benchmark, problem):
 def test_sequence_vjp(benchmark, problem, module):
     weights, *_ = benchmark(lambda: module.sequence_vjp(*problem))
     assert weights[0].isfinite().all()
+
+
+def _to_gpu(part):
+    return part.cuda() if isinstance(part, torch.Tensor) else [tensor.cuda() for tensor in part]
+
+
+@pytest.mark.gpu
+@pytest.mark.benchmark(timer=time.perf_counter)
+@pytest.mark.parametrize("n,state_dtype", [(10_000_000, torch.float32), (86_000_000, torch.bfloat16)])
+def test_step_on_a_gpu(benchmark, problem, n, state_dtype):
+    """The roofline in l2o/kernels/lstm_triton.py is for these two."""
+    weights, biases, *output = (_to_gpu(part) for part in problem[-1][:4])
+    network = kernels.Network(weights, biases, *output, *problem[-1][4:])
+    grads = torch.randn(n, device="cuda")
+    state = [torch.zeros(2, 20, n, device="cuda", dtype=state_dtype) for _ in range(2)]
+    out = (torch.empty_like(grads), *state)
+
+    def step():
+        kernels.step(grads, *state, network, out=out)
+        torch.cuda.synchronize()
+
+    benchmark.pedantic(step, rounds=20, warmup_rounds=3)
+    assert out[0].isfinite().all()

@@ -91,26 +91,3 @@ def test_operator_on_a_gpu_equals_the_reference(make_problem, state_dtype):
     for mine, plain in zip(ours, theirs, strict=True):
         # float32: sums of 1,000 terms; bfloat16: the replay does not round what goes from layer to layer.
         assert (mine - plain).norm() / plain.norm() < (1e-5 if state_dtype == torch.float32 else 1e-2)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(
-    "n,state_dtype,limit", [(10_000_000, torch.float32, 4e-3), (86_000_000, torch.bfloat16, 25e-3)]
-)
-def test_step_time_on_an_h200(make_problem, n, state_dtype, limit):
-    if "H200" not in torch.cuda.get_device_name():
-        pytest.skip("the limits are those of an H200")
-    problem = make_problem(2, 20, 1, 1, 10.0, dtype=torch.float32)
-    theta = [tensor.cuda() for tensor in (*problem.weights, *problem.biases, *problem.theta[2:])]
-    network = Network(theta[:2], theta[2:4], *theta[4:], **problem.constants)
-    grads = torch.randn(n, device="cuda")
-    state = [torch.zeros(2, 20, n, device="cuda", dtype=state_dtype) for _ in range(2)]
-    out, times = (torch.empty_like(grads), *state), []
-    for _ in range(10):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        kernels.step(grads, *state, network, out=out)
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) / 1000)
-    assert sorted(times)[5] < limit, times
