@@ -57,6 +57,15 @@ class Certificate(NamedTuple):
         """The gap as a fraction of F(x); the gap itself where F(x) is 0."""
         return torch.where(self.primal > 0, self.gap / self.primal.clamp(min=_TINY), self.gap)
 
+    def __repr__(self) -> str:
+        """One line: the numbers of a single problem, or how many there are and the largest gaps."""
+        if self.primal.numel() == 0:
+            return f"Certificate(of {tuple(self.primal.shape)} problems)"
+        gaps = f"gap {self.gap.max().item():.3g}, relative gap {self.relative_gap.max().item():.3g}"
+        if self.primal.numel() == 1:
+            return f"Certificate(primal {self.primal.item():.6g}, dual {self.dual.item():.6g}, {gaps})"
+        return f"Certificate(of {tuple(self.primal.shape)} problems, largest {gaps})"
+
 
 @torch.no_grad()
 def certify(problem: Problem, x: Tensor, dual: Tensor | None = None) -> Certificate:

@@ -121,6 +121,18 @@ class Problem:
         """Give a scalar of each item the trailing axes that it needs to be multiplied with x."""
         return per_item(scalar, self.b.new_empty((1,) * self.ndim), self.ndim)
 
+    def __repr__(self) -> str:
+        """One line: the terms, and the shapes of what is large."""
+        A = self.operator
+        terms = [
+            f"A={type(A).__name__} {A.in_shape} → {A.out_shape}",
+            f"b={_short(self.b)}",
+            f"g={_short(self.regularizer)}",
+        ]
+        if self.composite is not None:
+            terms.append(f"h={_short(self.composite.function)} of {type(self.composite.operator).__name__}")
+        return f"Problem({', '.join(terms)})"
+
     def double(self) -> "Problem":
         """The same problem in float64, without a graph."""
         return _double(self)
@@ -138,6 +150,18 @@ def _check_composite(composite: Composite, in_shape: tuple[int, ...]) -> None:
         raise ValueError(
             f"K gives items with {len(operator.out_shape)} axes, h takes {composite.function.ndim}; set ndim of h"
         )
+
+
+def _short(value: Any) -> str:
+    """Return what a repr shows: a tensor's type and shape, or its number; a dataclass with its fields so shown."""
+    if isinstance(value, Tensor):
+        try:
+            return f"{value.item():.6g}"
+        except RuntimeError:  # not one number, or one inside a transform
+            return f"{value.dtype} {tuple(value.shape)}".removeprefix("torch.")
+    if not is_dataclass(value):
+        return repr(value)
+    return f"{type(value).__name__}({', '.join(f'{f.name}={_short(getattr(value, f.name))}' for f in fields(value))})"
 
 
 def _double(value: Any) -> Any:

@@ -31,7 +31,7 @@ def train(
         TypeError: if an option is unknown.
         ValueError: if options contradict each other, or `out` holds a run with others.
         BlockingIOError: if another process trains in `out`.
-        TrainingError: if the run cannot be written or no window could be used.
+        TrainingError: if the run cannot be written, no window could be used, or no validation gave a finite loss.
         KeyboardInterrupt: if a signal ended the run, after its checkpoint was written.
 
     Example:
@@ -43,6 +43,6 @@ def train(
         'CoordinatewiseLSTM'
     """
     config = TrainConfig(task, **options)
-    with join_ranks(device) as ranks, open_or_create_run(ranks, Path(out), config) as run:
+    with join_ranks(device) as ranks, open_or_create_run(ranks, Path(out), config, {"wandb": wandb}) as run:
         run_training(run, wandb, ranks)
     return load_rule(str(out))

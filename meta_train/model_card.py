@@ -18,6 +18,7 @@ from l2o.footprint import memory
 from l2o.rule import CoordinatewiseRule, ModelBasedRule, UpdateRule
 from meta_train.config import TrainConfig
 from meta_train.config_json import from_json
+from meta_train.lasso_card import objective_results
 from meta_train.recovery_card import MODEL_BASED_LIMIT, recovery_results, usage
 from meta_train.training_command import training_command
 
@@ -78,7 +79,7 @@ def card_text(source: str | os.PathLike, results: Sequence[Path], address: str |
     if isinstance(rule, ModelBasedRule):
         introduction = usage(where, rule.layers)
         recovered, losses = recovery_results(Path(source).resolve().name, (*results, Path(source)), config)
-        found = found if own else recovered
+        found = found if own else objective_results(rule, (*results, Path(source))) or recovered
         limits = "\n".join([limits, *(f"- {text}" for text in losses)])
     return (
         f"""{_METADATA if address else ""}# {title}

@@ -1,4 +1,8 @@
-"""A run on disk: config.json, env.json, metrics.jsonl, checkpoints/{last,best}, state.safetensors to resume from."""
+"""A run on disk: config.json, settings.json, env.json, metrics.jsonl, checkpoints/{last,best}, state.safetensors.
+
+config.json is what the result depends on; settings.json is how the run was asked for besides, which `l2o resume` takes
+up again; env.json is where it ran; state.safetensors holds everything that the next step depends on.
+"""
 
 import contextlib
 import json
@@ -42,13 +46,14 @@ class RunDirectory:
         self._state, self._metrics = path / "state.safetensors", path / "metrics.jsonl"
 
     @classmethod
-    def create(cls, path: Path, config: TrainConfig) -> "RunDirectory":
-        """Make a fresh run directory."""
+    def create(cls, path: Path, config: TrainConfig, settings: dict[str, Any] | None = None) -> "RunDirectory":
+        """Make a fresh run directory; `settings` is what `settings()` returns."""
         if any((path / name).exists() for name in ("config.json", "state.safetensors", "checkpoints")):
             how = cls(path, config).continuation
             raise FileExistsError(f"{path} already holds a run; continue it with {how}, or choose another --out")
         path.mkdir(parents=True, exist_ok=True)
         _write_atomically(path / "env.json", json.dumps(describe_environment(), indent=2) + "\n")
+        _write_atomically(path / "settings.json", json.dumps(settings or {}, indent=2) + "\n")
         _write_atomically(path / "config.json", json.dumps(to_json(config), indent=2) + "\n")
         return cls(path, config)
 
@@ -77,15 +82,22 @@ class RunDirectory:
         if self.has_state or any((self.checkpoints / name).exists() for name in ("best", "last")):
             return
         shutil.rmtree(self.checkpoints, ignore_errors=True)  # what was cut short
-        for name in ("config.json", "env.json", self._metrics.name, LOCK_NAME):
+        for name in ("config.json", "settings.json", "env.json", self._metrics.name, LOCK_NAME):
             (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty
             self.path.rmdir()
 
     def environment(self) -> dict[str, Any]:
         """Return what `describe_environment` said when the run was made; empty if env.json cannot be read."""
+        return self._facts("env.json")
+
+    def settings(self) -> dict[str, Any]:
+        """Return how the run was asked for besides its config; empty if settings.json cannot be read."""
+        return self._facts("settings.json")
+
+    def _facts(self, name: str) -> dict[str, Any]:
         try:
-            values = json.loads((self.path / "env.json").read_text())
+            values = json.loads((self.path / name).read_text())
         except (OSError, ValueError):
             return {}
         return values if isinstance(values, dict) else {}

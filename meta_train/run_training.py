@@ -1,6 +1,7 @@
 """A training run from start or checkpoint to its end: stops on signals with a checkpoint, says what stopped it."""
 
 import contextlib
+import math
 import signal
 import sys
 import threading
@@ -26,9 +27,9 @@ def run_training(run: RunDirectory, wandb: WandbMode, ranks: Ranks) -> dict[str,
 
     Raises:
         KeyboardInterrupt: on rank 0, if a signal ended it; SystemExit with 130 on the others.
-        TrainingError: if the run cannot be written or no window could be used.
+        TrainingError: if the run cannot be written, no window could be used, or no validation gave a finite loss.
     """
-    with contextlib.closing(Progress(run, wandb) if ranks.is_main else Silence()) as progress, _writing(run):
+    with contextlib.closing(Progress(run, wandb) if ranks.is_main else Silence()) as progress, writing(run):
         trainer = Trainer(run, progress, ranks)
         with _stopped_by_signals(trainer, ranks):
             summary = trainer.train()
@@ -41,6 +42,13 @@ def run_training(run: RunDirectory, wandb: WandbMode, ranks: Ranks) -> dict[str,
             f"no window could be used: in all {summary['outer_steps']}, every trajectory diverged (a loss above "
             "--divergence times its first one, or not a number) or the meta-gradient was not finite. Try a smaller "
             "--outer-lr, --rule.scale or --rule.lr, or a larger --divergence"
+        )
+    if ranks.is_main and not math.isfinite(summary["best_validation"]):
+        raise TrainingError(
+            f"nothing was learned: at every validation the rule diverged on some of the {run.config.valid_tasks} "
+            f"problems within the {run.config.horizon} steps of the horizon, so no checkpoint is the best. The last "
+            f"weights are in {run.checkpoints / 'last'}. Try a smaller --outer-lr, a shorter --horizon and "
+            "--truncation (for rules with layers: as many as they have), or another rule"
         )
     return summary
 
@@ -65,8 +73,18 @@ def _stopped_by_signals(trainer: Trainer, ranks: Ranks) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _writing(run: RunDirectory) -> Iterator[None]:
-    """End with one line when the disk is full."""
+def one_line() -> Iterator[None]:
+    """Say a `TrainingError` in one line, and end with status 1."""
+    try:
+        yield
+    except TrainingError as error:
+        print(f"l2o: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+@contextlib.contextmanager
+def writing(run: RunDirectory) -> Iterator[None]:
+    """Turn what a full disk raises into a `TrainingError`."""
     try:
         yield
     except ConnectionError:  # between ranks

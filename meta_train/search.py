@@ -3,14 +3,17 @@
 The first round scatters candidates over a box around the start by a Sobol sequence. Every further round draws from a
 normal distribution with the mean and the standard deviations of the best of the round before (the cross-entropy method,
 Rubinstein 1999), so that the region shrinks. All candidates face the same problems; the best ever seen is kept.
+
+After every round the run directory holds the best weights and everything that the next round depends on, so a resumed
+search ends with bit for bit the weights of an uninterrupted one.
 """
 
 import dataclasses
+import math
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +22,8 @@ from l2o.checkpoint import save_rule
 from l2o.rule import UpdateRule
 from meta_train.config import TrainConfig
 from meta_train.config_json import to_json
+from meta_train.run_directory import RunDirectory
+from meta_train.run_training import TrainingError, writing
 from meta_train.seeds import derive_seed
 from meta_train.unroll import evaluate
 
@@ -51,8 +56,36 @@ class SearchConfig:
             raise ValueError(f"elite must be from 2 to candidates ({self.candidates}), got {self.elite}")
 
 
-def search(config: TrainConfig, options: SearchConfig, out: Path, command: str) -> float:
-    """Search a rule's weights for the least meta-loss and save the best to checkpoints/best in `out`.
+class _Progress(NamedTuple):
+    """What the next round depends on, besides the generator; weights have shape (weights,)."""
+
+    mean: Tensor
+    deviations: Tensor
+    best: Tensor
+    least: Tensor
+    """The meta-loss of the best, shape (), float64."""
+
+
+def searchable_rule(config: TrainConfig, generator: torch.Generator) -> UpdateRule:
+    """Return the rule from whose weights a search starts.
+
+    Raises:
+        ValueError: if it has no weights, or too many.
+    """
+    rule = config.build_rule(generator)
+    count = sum(parameter.numel() for parameter in rule.parameters())
+    if not 0 < count <= _MOST_WEIGHTS:
+        raise ValueError(
+            f"random search is for 1 to {_MOST_WEIGHTS} weights, {type(rule).__name__} has {count}; choose a rule with "
+            "few, such as rule:hyperlista or rule:adam, or learn it by gradients, with l2o train"
+        )
+    return rule
+
+
+def search(run: RunDirectory, options: SearchConfig, command: str) -> float:
+    """Search a rule's weights for the least meta-loss, from where the run directory stands to the last round.
+
+    The best weights go to checkpoints/best.
 
     Args:
         command: what was typed, for the card.
@@ -60,28 +93,70 @@ def search(config: TrainConfig, options: SearchConfig, out: Path, command: str) 
     Returns: the least meta-loss.
 
     Raises:
-        ValueError: if the rule has no weights, or too many.
+        ValueError: if the rule has no weights, or too many, or the state in the directory is damaged.
+        TrainingError: if the run cannot be written, or no candidate had a finite meta-loss.
+        KeyboardInterrupt: if the user ended it, with how it is continued.
     """
-    begun = time.process_time()
-    generator = torch.Generator().manual_seed(config.seed)
-    rule = config.build_rule(generator)
+    generator = torch.Generator().manual_seed(run.config.seed)
+    rule = searchable_rule(run.config, generator)
+    made, seconds, progress = _resume(run, rule, options, generator)
+    begun = time.process_time() - seconds
+    try:
+        for number in range(made, options.rounds):
+            progress = _round(run.config, rule, options, number, progress, generator)
+            facts = {"cpu_s": round(time.process_time() - begun, 1), **dataclasses.asdict(options)}
+            with writing(run):
+                _save(run, rule, progress, command, facts)
+                _save_state(run, progress, generator, {"round": number + 1, "cpu_s": time.process_time() - begun})
+            print(f"round {number + 1}/{options.rounds}: least meta-loss {progress.least.item():.4g}", file=sys.stderr)
+    except KeyboardInterrupt:
+        if not run.has_state:
+            raise
+        raise KeyboardInterrupt(f"stopped after a whole round; continue with: {run.continuation}") from None
+    if not math.isfinite(progress.least.item()):
+        raise TrainingError(
+            f"nothing was found: all candidates diverged on some of the {run.config.valid_tasks} problems. Try a "
+            "smaller --search.spread, a shorter --horizon, or other weights to start from (--rule.…, --start-from)"
+        )
+    return progress.least.item()
+
+
+def _resume(
+    run: RunDirectory, rule: UpdateRule, options: SearchConfig, generator: torch.Generator
+) -> tuple[int, float, _Progress]:
+    """Return the rounds made, the CPU seconds they took, and where the search stands."""
     start = torch.nn.utils.parameters_to_vector(rule.parameters()).detach()
-    if not 0 < len(start) <= _MOST_WEIGHTS:
-        raise ValueError(f"random search is for 1 to {_MOST_WEIGHTS} weights, {type(rule).__name__} has {len(start)}")
-    best, least = start, _score(config, rule, start)
-    mean, deviations = start, torch.full_like(start, options.spread)
-    for number in range(options.rounds):
-        candidates = _draw(mean, deviations, options, number, generator)
-        scores = torch.stack([_score(config, rule, candidate) for candidate in candidates])
-        order = scores.argsort()
-        elite = candidates[order[: options.elite]]
-        if scores[order[0]] < least:
-            best, least = candidates[order[0]], scores[order[0]]
-        mean, deviations = elite.mean(0), elite.std(0)
-        print(f"round {number + 1}/{options.rounds}: least meta-loss {least.item():.4g}", file=sys.stderr)
-    facts = {"cpu_s": round(time.process_time() - begun, 1), **dataclasses.asdict(options)}
-    _save(config, rule, best, least.item(), out, command, facts)
-    return least.item()
+    loaded = run.load_state()
+    if loaded is None:
+        least = _score(run.config, rule, start)
+        return 0, 0.0, _Progress(start, torch.full_like(start, options.spread), start, least)
+    tensors, counters = loaded
+    try:
+        progress = _Progress(*(tensors[name] for name in _Progress._fields))
+        if progress.mean.shape != start.shape:
+            raise ValueError(f"{len(progress.mean)} weights instead of {len(start)}")
+        generator.set_state(tensors["generator"])
+        run.truncate_log(counters["round"])
+        return counters["round"], counters["cpu_s"], progress
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{run.path}: state.safetensors is not that of this search ({error!r:.150})") from error
+
+
+def _round(
+    config: TrainConfig,
+    rule: UpdateRule,
+    options: SearchConfig,
+    number: int,
+    progress: _Progress,
+    generator: torch.Generator,
+) -> _Progress:
+    candidates = _draw(progress.mean, progress.deviations, options, number, generator)
+    scores = torch.stack([_score(config, rule, candidate) for candidate in candidates])
+    order = scores.argsort(stable=True)
+    elite, best, least = candidates[order[: options.elite]], progress.best, progress.least
+    if scores[order[0]] < least:
+        best, least = candidates[order[0]], scores[order[0]]
+    return _Progress(elite.mean(0), elite.std(0), best, least)
 
 
 def _draw(mean: Tensor, deviations: Tensor, options: SearchConfig, number: int, generator: torch.Generator) -> Tensor:
@@ -102,13 +177,18 @@ def _score(config: TrainConfig, rule: UpdateRule, weights: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "search"))
     losses = evaluate(rule, config.task, config.valid_tasks, config.horizon + 1, "outer_valid", generator).double()
     steps = config.meta_loss.weights(0, config.horizon, config.horizon).double()
-    return torch.tensordot(steps, losses[1:], 1).mean().nan_to_num(torch.inf)
+    return torch.tensordot(steps, losses[1:], 1).mean().nan_to_num(torch.inf, posinf=torch.inf)
 
 
-def _save(
-    config: TrainConfig, rule: UpdateRule, best: Tensor, least: float, out: Path, command: str, facts: dict[str, Any]
-) -> None:
-    torch.nn.utils.vector_to_parameters(best, rule.parameters())
+def _save(run: RunDirectory, rule: UpdateRule, progress: _Progress, command: str, facts: dict[str, Any]) -> None:
+    config = run.config
+    torch.nn.utils.vector_to_parameters(progress.best, rule.parameters())
     training = {"command": command, "config": to_json(config), "search": facts}
-    results = {"meta_loss": least, "problems": config.valid_tasks, "horizon": config.horizon}
-    save_rule(rule, out / "checkpoints" / "best", training=training, results=results)
+    results = {"meta_loss": progress.least.item(), "problems": config.valid_tasks, "horizon": config.horizon}
+    if math.isfinite(progress.least.item()):
+        save_rule(rule, run.checkpoints / "best", training=training, results=results)
+
+
+def _save_state(run: RunDirectory, progress: _Progress, generator: torch.Generator, counters: dict[str, Any]) -> None:
+    run.log({"outer_step": counters["round"], "valid/meta_loss": progress.least.item()})
+    run.save_state(progress._asdict() | {"generator": generator.get_state()}, counters)

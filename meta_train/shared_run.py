@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from meta_train.config import TrainConfig
 from meta_train.config_json import from_json, to_json
@@ -13,7 +14,9 @@ from tasks.task import TaskFamily
 
 
 @contextlib.contextmanager
-def create_run(ranks: Ranks, path: Path | None, default: Path, config: TrainConfig) -> Iterator[RunDirectory]:
+def create_run(
+    ranks: Ranks, path: Path | None, default: Path, config: TrainConfig, settings: dict[str, Any] | None = None
+) -> Iterator[RunDirectory]:
     """Make and lock the run directory on rank 0; after a restart by torchrun, continue the one made before it.
 
     If the block fails before the first checkpoint, the same command can be given again: the run is taken back.
@@ -21,6 +24,7 @@ def create_run(ranks: Ranks, path: Path | None, default: Path, config: TrainConf
     Args:
         path: of the run; under torchrun it must be given, so that a restart finds it.
         default: taken where path is None.
+        settings: kept in the directory for `l2o resume`.
 
     Raises:
         ValueError: if path is None under torchrun.
@@ -30,7 +34,7 @@ def create_run(ranks: Ranks, path: Path | None, default: Path, config: TrainConf
     if path is None and under_torchrun():
         raise ValueError("under torchrun, name the run directory with --out: a restarted run must find it again")
     with contextlib.ExitStack() as held:
-        yield _same_run(ranks, lambda: held.enter_context(_make(ranks, path or default, config)), config.task)
+        yield _same_run(ranks, lambda: held.enter_context(_make(ranks, path or default, config, settings)), config.task)
 
 
 @contextlib.contextmanager
@@ -52,7 +56,9 @@ def open_run(ranks: Ranks, path: Path) -> Iterator[RunDirectory]:
 
 
 @contextlib.contextmanager
-def open_or_create_run(ranks: Ranks, path: Path, config: TrainConfig) -> Iterator[RunDirectory]:
+def open_or_create_run(
+    ranks: Ranks, path: Path, config: TrainConfig, settings: dict[str, Any] | None = None
+) -> Iterator[RunDirectory]:
     """Go on with the run in a directory if it has this config; make it if there is none.
 
     Raises:
@@ -63,7 +69,7 @@ def open_or_create_run(ranks: Ranks, path: Path, config: TrainConfig) -> Iterato
 
         def on_main() -> RunDirectory:
             if not (path / "config.json").exists():
-                return held.enter_context(_make(ranks, path, config))
+                return held.enter_context(_make(ranks, path, config, settings))
             run = RunDirectory.open(path, config.task)
             if run.config != config:
                 raise ValueError(f"{path} holds a run with another configuration ({_difference(run.config, config)})")
@@ -79,7 +85,7 @@ def _difference(found: TrainConfig, asked: TrainConfig) -> str:
 
 
 @contextlib.contextmanager
-def _make(ranks: Ranks, path: Path, config: TrainConfig) -> Iterator[RunDirectory]:
+def _make(ranks: Ranks, path: Path, config: TrainConfig, settings: dict[str, Any] | None) -> Iterator[RunDirectory]:
     path.mkdir(parents=True, exist_ok=True)
     with locked(path):
         if not (path / "config.json").exists():
@@ -87,7 +93,7 @@ def _make(ranks: Ranks, path: Path, config: TrainConfig) -> Iterator[RunDirector
         elif ranks.made_before_a_restart(path) and (found := RunDirectory.open(path)).config == config:
             yield found
             return
-        run = RunDirectory.create(path, config)
+        run = RunDirectory.create(path, config, settings)
         try:
             yield run
         except BaseException:

@@ -7,7 +7,6 @@ depends on is in the checkpoint, so a resumed run gives bit for bit the weights 
 With several ranks (see `distributed`) each runs this loop on a share of the tasks; rank 0 alone writes.
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -20,15 +19,13 @@ from l2o.checkpoint import save_rule
 from l2o.rule import UpdateRule
 from meta_train.batch import Batch, Contribution
 from meta_train.config_json import to_json
-from meta_train.distributed import Message, Ranks, Silence
+from meta_train.distributed import Ranks, Silence
 from meta_train.run_directory import RunDirectory
 from meta_train.seeds import derive_seed
 from meta_train.sharding import Sharded, share
 from meta_train.tracking import Progress
-from meta_train.tree import flatten_tree
+from meta_train.trainer_state import pack, resume
 from meta_train.unroll import evaluate
-
-_COUNTERS = ("outer_step", "skipped", "diverged", "best")
 
 
 class Trainer:
@@ -59,7 +56,7 @@ class Trainer:
         self.adam = torch.optim.Adam(self._parameter_groups(), lr=config.outer_lr, fused=True)
         self.outer_step, self.skipped, self.diverged, self.best = 0, 0, 0, math.inf
         self.stop_requested = False
-        self._resume()
+        resume(self)
 
     def train(self) -> dict[str, Any]:
         """Run to the last outer step, or until `stop_requested` on any rank; return a summary."""
@@ -83,7 +80,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write checkpoints/last and the state to resume from; all ranks call it together."""
-        packed = self._pack()
+        packed = pack(self)
         if packed is not None:
             save_rule(self.kept, self.run.checkpoints / "last", training=self._card())
             self.run.save_state(*packed)
@@ -163,7 +160,7 @@ class Trainer:
         config = self.config
         losses = self._validation_losses().double()
         weights = config.meta_loss.weights(0, config.horizon, config.horizon).to(losses)
-        score = torch.tensordot(weights, losses[1:], 1).mean().item()
+        score = torch.tensordot(weights, config.meta_loss.of(losses[1:]), 1).mean().item()
         results = {
             "meta_loss": score,
             "sum_loss": losses[:-1].sum(0).mean().item(),
@@ -192,75 +189,3 @@ class Trainer:
 
     def _card(self) -> dict[str, Any]:
         return {"outer_step": self.outer_step, "config": to_json(self.config)}
-
-    def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return the state of the run on rank 0, in a form that does not depend on the number of ranks."""
-        mine = [batch.tensors(f"batch/{number}") for number, batch in enumerate(self.batches)]
-        common = flatten_tree(dict(self.rule.state_dict()), "rule") | {"loop/generator": self.generator.get_state()}
-        common |= flatten_tree(dict(self.average.state_dict()), "average")
-        for index, slots in self.adam.state_dict()["state"].items():
-            common |= flatten_tree(slots, f"adam/{index}")
-        digest = _digest(common) if self.ranks.n_ranks > 1 else None
-        shares = self.ranks.gather(Message(digest, {name: t for tensors in mine for name, t in tensors.items()}))
-        if shares is None:
-            return None
-        if any(other.values != shares[0].values for other in shares):
-            raise ValueError(
-                "the ranks have drifted apart: θ or the generator differs between them. Are all hosts of one kind, and "
-                "does the task family draw from the given generator alone, as often whatever it finds?"
-            )
-        for batch, tensors in zip(self.batches, mine, strict=True):
-            common |= {name: batch.join(name, [other.tensors[name] for other in shares]) for name in tensors}
-        counters = {name: getattr(self, name) for name in _COUNTERS}
-        counters["lengths"] = [(batch.horizon, batch.truncation) for batch in self.batches]
-        return common, counters | {"window": self.progress.window}
-
-    def _resume(self) -> None:
-        loaded = self.run.load_state() if self.ranks.is_main else None
-        try:
-            message = self.ranks.scatter(
-                lambda rank: Message(None) if loaded is None else self._state_of(rank, *loaded)
-            )
-            if message.values is not None:
-                self._restore(message.tensors, message.values)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            what = f"{self.run.path}: state.safetensors does not fit config.json ({error!r:.150})"
-            raise ValueError(f"{what}; was one of them changed?") from error
-        if self.ranks.is_main:
-            self.run.truncate_log(self.outer_step)
-
-    def _state_of(self, rank: int, tensors: dict[str, Tensor], counters: dict[str, Any]) -> Message:
-        """Return what a rank needs of a state that `_pack` made: everything, but of the trajectories its share."""
-        needed = dict(tensors)
-        for number, batch in enumerate(self.batches):
-            for name in [name for name in tensors if name.startswith(f"batch/{number}/")]:
-                needed[name] = batch.cut(name, tensors[name], rank)
-                if name.startswith(f"batch/{number}/trajectories/tasks/"):
-                    needed["all_" + name] = tensors[name]
-        return Message(counters, needed)
-
-    def _restore(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
-        # Copies lie aligned in memory, as in the run that goes on; views into a file may sum in another order.
-        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-        for name in _COUNTERS:
-            setattr(self, name, counters[name])
-        self.progress.window = counters["window"]
-
-        def group(prefix):
-            return {name.removeprefix(prefix + "/"): t for name, t in tensors.items() if name.startswith(prefix + "/")}
-
-        self.rule.load_state_dict(group("rule"))
-        self.average.load_state_dict(group("average"))
-        moments = {i: group(f"adam/{i}") for i, _ in enumerate(self.rule.parameters())}
-        self.adam.load_state_dict(self.adam.state_dict() | {"state": {i: m for i, m in moments.items() if m}})
-        self.generator.set_state(tensors["loop/generator"])
-        here = {name: tensor.to(self.device) for name, tensor in tensors.items()}
-        for number, (batch, lengths) in enumerate(zip(self.batches, counters["lengths"], strict=True)):
-            batch.restore(f"batch/{number}", here, lengths)
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    content = hashlib.sha256()
-    for name in sorted(tensors):
-        content.update(tensors[name].detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return content.hexdigest()

@@ -47,9 +47,8 @@ def init_state(rule: UpdateRule, family: TaskFamily, tasks: Data, params: Params
     if isinstance(rule, ModelBasedRule):
         problem = family.problem(tasks)
         if problem is None:
-            raise ValueError(
-                f"{type(rule).__name__} steps on a problem's structure, which {type(family).__name__} has not"
-            )
+            shown = type(getattr(family, "family", family)).__name__  # not the wrapper of a rank's share
+            raise ValueError(f"{type(rule).__name__} steps on a problem's structure, which {shown} has not")
         return rule.init_problem(problem, params["x"])
     return rule.init_state(params) if isinstance(rule, CoordinatewiseRule) else torch.func.vmap(rule.init_state)(params)
 

@@ -8,9 +8,7 @@ and Liu et al. 2019, ALISTA, ICLR, whose published matrix and 1,000 test codes c
 """
 
 import functools
-import io
 import math
-import os
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -20,20 +18,10 @@ from torch import Tensor
 
 from l2o.problem import Problem
 from l2o.proximal import L1, Dictionary
-from tasks.data_files import DataError, DataFile, data_folder, read_verified
+from tasks.dictionaries import PUBLISHED_SHAPE, normalize_dictionary, read_matrix, read_published
 from tasks.task import Data, Params, TaskFamily
 
-DictionaryKind = Literal["sampled", "fixed", "published"]
-
-PUBLISHED_SHAPE = (250, 500)
-"""Of the published matrix."""
-PUBLISHED_FILES = (
-    DataFile("alista_A250x500.npz", 2000490, "2f110bf127aa953a4fe4e0c736126d3db4f0a61af04789d4c2bb0363227d9a18"),
-    DataFile(
-        "alista_xtest_n500_p10_coo.npz", 402264, "e54eaa7d94ef78a99d7a75fe0c361d84917bc956abc27af455d4bae35d95ffbd"
-    ),
-)
-"""Matrix and test codes of VITA-Group/ALISTA at 23f3637f."""
+DictionaryKind = Literal["sampled", "fixed", "published", "file"]
 
 
 @dataclass(frozen=True)
@@ -53,8 +41,8 @@ class Lasso(TaskFamily):
     strength: float = 0.1
     """λ."""
     dictionary: DictionaryKind = "fixed"
-    """One A for each task (sampled), one Gaussian A for all (fixed), or the 250×500 matrix of ALISTA (published, needs
-    L2O_DATA)."""
+    """One A for each task (sampled), one Gaussian A for all (fixed), the 250×500 matrix of ALISTA (published, needs
+    L2O_DATA), or that of `matrix` (file)."""
     dictionary_seed: int = 0
     """Which fixed A."""
     condition: float | None = None
@@ -65,14 +53,20 @@ class Lasso(TaskFamily):
     """10 log₁₀(‖Ax*‖² / E‖ε‖²) of each task, in dB; None: no noise."""
     supervision: float = 0.0
     """Weight s of the distance to x* in the loss, (1 − s) f(x) + s ½‖x − x*‖²: 0 is unsupervised, 1 supervised."""
+    matrix: str | None = None
+    """Path of one's own A, used as it is: a .npy file, or an .npz file with the key A. It sets dictionary, rows and
+    columns."""
+    matrix_sha256: str | None = None
+    """SHA-256 of that file; None takes any and notes it, so that a run goes on with the same matrix alone."""
 
     def __post_init__(self):
         """Check the options.
 
         Raises:
-            ValueError: if a number is out of its range, or the published matrix is asked for in another size or
-                conditioning.
+            ValueError: if a number is out of its range, the published matrix is asked for in another size or
+                conditioning, or `matrix` cannot be used.
         """
+        self._take_matrix()
         if min(self.rows, self.columns) < 1:
             raise ValueError(f"rows and columns must be at least 1, got {self.rows} and {self.columns}")
         if not 0 < self.strength < math.inf:
@@ -92,6 +86,20 @@ class Lasso(TaskFamily):
         shape = (self.rows, self.columns)
         if self.dictionary == "published" and (shape != PUBLISHED_SHAPE or self.condition is not None):
             raise ValueError(f"the published matrix is {PUBLISHED_SHAPE} and has its own conditioning, got {self}")
+
+    def _take_matrix(self) -> None:
+        """Note kind, size and checksum of a matrix that is given, once; who knows them need not have the file."""
+        if self.matrix is None:
+            if self.dictionary == "file" or self.matrix_sha256 is not None:
+                raise ValueError("dictionary 'file' and matrix_sha256 go with matrix, the path of a .npy or .npz file")
+            return
+        if self.condition is not None:
+            raise ValueError(f"the matrix of a file has its own conditioning, got condition {self.condition}")
+        if self.dictionary != "file" or self.matrix_sha256 is None:
+            A, sha256 = read_matrix(self.matrix, self.matrix_sha256)
+            facts = {"dictionary": "file", "matrix_sha256": sha256, "rows": A.shape[0], "columns": A.shape[1]}
+            for name, value in facts.items():
+                object.__setattr__(self, name, value)  # frozen for all others
 
     def sample_tasks(self, n_tasks: int, generator: torch.Generator) -> Data:
         """Return b (n_tasks, rows), x_star (n_tasks, columns), and A (n_tasks, rows, columns) if it is sampled."""
@@ -114,7 +122,7 @@ class Lasso(TaskFamily):
         """
         if self.dictionary != "published":
             raise ValueError(f"the published codes belong to dictionary='published', got {self.dictionary!r}")
-        codes = torch.from_numpy(_published()[1])
+        codes = torch.from_numpy(read_published()[1])
         tasks = {"x_star": codes.to(device=generator.device, dtype=torch.get_default_dtype())}
         return {**tasks, "b": self._measure(tasks, generator)}
 
@@ -142,7 +150,7 @@ class Lasso(TaskFamily):
 
         Raises:
             ValueError: if each task has its own.
-            DataError: if it is the published one, and L2O_DATA is not set or a file is missing or damaged.
+            DataError: if a file is missing, damaged or another, or L2O_DATA is not set for the published one.
         """
         return _shared_operator(self, like.dtype, like.device).matrix
 
@@ -173,7 +181,8 @@ def problem(A: Tensor | np.ndarray, b: Tensor | np.ndarray, strength: float | Te
         strength: λ > 0, a number or one entry per item, shape (batch,).
 
     Raises:
-        ValueError: if the shapes do not fit, A has no columns, an entry is complex or not finite, or λ is not positive.
+        ValueError: if the shapes do not fit, A has no columns, an entry is complex or not finite, or λ is not positive
+            or no number.
     """
     A, b, strength = (_readable(data) for data in (A, b, strength))
     A, b = torch.as_tensor(A), torch.as_tensor(b)
@@ -182,7 +191,7 @@ def problem(A: Tensor | np.ndarray, b: Tensor | np.ndarray, strength: float | Te
         raise ValueError(f"A and b must be real, got {A.dtype} and {b.dtype}")
     if A.dim() > 1 and not A.shape[-1]:
         raise ValueError(f"A must have at least one column, got shape {tuple(A.shape)}")
-    A, b, strength = A.to(dtype), b.to(dtype), torch.as_tensor(strength, dtype=dtype, device=b.device)
+    A, b, strength = A.to(dtype), b.to(dtype), _number(strength, dtype, b.device)
     for name, tensor in (("A", A), ("b", b), ("strength", strength)):
         if not tensor.isfinite().all():
             raise ValueError(f"{name} must be finite, but {int((~tensor.isfinite()).sum())} of its entries are not")
@@ -196,19 +205,15 @@ def problem(A: Tensor | np.ndarray, b: Tensor | np.ndarray, strength: float | Te
     return made
 
 
-def normalize_dictionary(gaussian: Tensor, condition: float | None) -> Tensor:
-    """Return matrices with columns of unit norm, or with a geometric series of singular values.
-
-    Args:
-        gaussian: shape (…, rows, columns).
-        condition: σ_max / σ_min, with Σ σ² = columns; None: the columns are scaled and the singular values follow.
-    """
-    if condition is None:
-        return gaussian / gaussian.norm(dim=-2, keepdim=True)
-    u, sigma, vh = torch.linalg.svd(gaussian, full_matrices=False)
-    series = torch.logspace(0, -math.log10(condition), sigma.shape[-1], dtype=sigma.dtype, device=sigma.device)
-    series = series * (gaussian.shape[-1] / series.square().sum()).sqrt()
-    return (u * series) @ vh
+def _number(strength: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return λ as a tensor; a text or nothing is none."""
+    try:
+        kind = torch.as_tensor(strength).dtype
+        if kind is torch.bool or kind.is_complex:
+            raise TypeError(f"{kind} is no real number")
+        return torch.as_tensor(strength, dtype=dtype, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"strength (λ) must be a positive number, or one per item, got {strength!r}") from error
 
 
 def _readable(data: Any) -> Any:
@@ -226,23 +231,17 @@ def _shared_operator(family: Lasso, dtype: torch.dtype, device: torch.device) ->
     # and allowed inside vmap; RandomState promises never to change its stream.
     with torch.inference_mode(False), torch.no_grad():
         if family.dictionary == "published":
-            A = torch.from_numpy(_published()[0])
+            A = torch.from_numpy(read_published()[0])
+        elif family.matrix is not None:
+            A = torch.from_numpy(_read_matrix_of(family))
         else:
             gaussian = np.random.RandomState(family.dictionary_seed).standard_normal((family.rows, family.columns))
             A = normalize_dictionary(torch.from_numpy(gaussian), family.condition)
         return Dictionary(A.to(device=device, dtype=dtype))
 
 
-def _published() -> tuple[np.ndarray, np.ndarray]:
-    """A (250, 500) in float64 and the test codes (1000, 500) in float32."""
-    folder = data_folder("sparse")
-    wanted = " and ".join(file.name for file in PUBLISHED_FILES)
-    if folder is None:
-        raise DataError(f"the published dictionary needs L2O_DATA; set it to a folder with sparse/ holding {wanted}")
-    for file in PUBLISHED_FILES:
-        if not os.path.lexists(folder / file.name):
-            raise DataError(f"the published dictionary needs {wanted} in {folder}, but {file.name} is not there")
-    matrix, codes = (np.load(io.BytesIO(read_verified(folder / file.name, file))) for file in PUBLISHED_FILES)
-    dense = np.zeros(codes["shape"][::-1], np.float32)
-    dense[codes["cols"], codes["rows"]] = codes["vals"]
-    return matrix["A"], dense
+def _read_matrix_of(family: Lasso) -> np.ndarray:
+    A = read_matrix(family.matrix or "", family.matrix_sha256)[0]
+    if A.shape != (family.rows, family.columns):
+        raise ValueError(f"{family.matrix} holds a matrix of shape {A.shape}, not {(family.rows, family.columns)}")
+    return A

@@ -33,12 +33,14 @@ class ProximalFunction(ABC):
         """Check the numbers that define a function.
 
         Raises:
-            ValueError: if an item has no axis, or a strength, ridge or radius is a negative or not a finite number.
+            ValueError: if an item has no axis, or a strength, ridge or radius is negative, not finite or no number.
         """
         if self.ndim < 1:
             raise ValueError(f"an item needs at least one axis, got ndim={self.ndim}")
         for name in ("strength", "ridge", "radius"):
             scalar = getattr(self, name, 0.0)
+            if scalar is None or isinstance(scalar, str | complex):
+                raise ValueError(f"{name} must be a number, or a tensor with one entry per item; got {scalar!r}")
             if not isinstance(scalar, Tensor) and not 0 <= scalar < float("inf"):
                 raise ValueError(f"{name} must be finite and at least 0, got {scalar}")
 

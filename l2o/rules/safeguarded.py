@@ -116,10 +116,13 @@ class Safeguarded(ModelBasedRule):
         """See `ModelBasedRule.init_problem`.
 
         Raises:
-            ValueError: if there are Newton steps, and the operator is no matrix or the regularizer not ‖·‖₁.
+            ValueError: if there are Newton steps, and the operator is no matrix or the regularizer not ‖·‖₁; or there
+                is a second term h(Kx).
         """
+        if problem.composite is not None:
+            raise ValueError("Safeguarded is for one regularizer, but there is a second term h(Kx); use CondatVu")
         flat, x_flat = flatten(problem), flat_items(problem, x)
-        polish = None if self.polish is None else self.polish.init_problem(flat, x_flat)
+        polish = self._start_polish(flat, x_flat)
         counts = torch.zeros(len(x_flat), dtype=torch.int32, device=x.device)
         return SafeguardedState(
             start_descent(flat, x_flat, None if polish is None else polish.correlation),
@@ -127,6 +130,15 @@ class Safeguarded(ModelBasedRule):
             inner=None if self.inner is None else init_state(self.inner, problem, x),
             polish=polish,
         )
+
+    def _start_polish(self, flat: Problem, x: Tensor) -> State:
+        if self.polish is None:
+            return None
+        try:
+            return self.polish.init_problem(flat, x)
+        except ValueError as error:
+            cure = "leave the Newton steps out: Safeguarded(rule, SafeguardedConfig(polish=None))"
+            raise ValueError(f"the Newton steps of Safeguarded do not fit the problem: {error}; {cure}") from error
 
     @torch.no_grad()
     def iterate(

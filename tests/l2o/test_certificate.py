@@ -166,3 +166,10 @@ def test_regularizer_without_a_conjugate_is_refused():
     problem = l2o.Problem(Matrix(torch.eye(4)), torch.ones(4), TotalVariation(0.1, ndim=1))
     with pytest.raises(NotImplementedError, match="conjugate of TotalVariation has no closed form"):
         l2o.certify(problem, torch.zeros(4))
+
+
+def test_a_repr_is_one_short_line():
+    primal, dual = torch.tensor([2.0, 4.0]).double(), torch.tensor([1.5, 3.9]).double()
+    assert repr(l2o.Certificate(primal, dual)) == ("Certificate(of (2,) problems, largest gap 0.5, relative gap 0.25)")
+    assert repr(l2o.Certificate(primal[0], dual[0])) == ("Certificate(primal 2, dual 1.5, gap 0.5, relative gap 0.25)")
+    assert repr(l2o.Certificate(primal[:0], dual[:0])) == "Certificate(of (0,) problems)"

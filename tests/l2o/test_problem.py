@@ -125,3 +125,32 @@ def test_prox_is_that_of_the_regularizer_and_refuses_to_forget_a_second_term():
     with_term = l2o.Problem(Dictionary(A), torch.ones(2, 3), L1(), l2o.Composite(L1(), Matrix(torch.eye(4))))
     with pytest.raises(NotImplementedError, match="has no prox in closed form"):
         with_term.prox(v)
+
+
+@pytest.mark.parametrize("strength", ["0.1", None, 1j], ids=str)
+def test_a_strength_that_is_no_number_is_refused(strength):
+    with pytest.raises(ValueError, match="strength must be a number, or a tensor with one entry per item; got "):
+        l2o.Problem(Dictionary(A), torch.ones(2, 3), L1(strength))
+
+
+def test_a_repr_is_one_short_line_with_shapes_and_numbers():
+    problem = l2o.Problem(Dictionary(random(250, 500)), random(1000, 250).float(), L1(torch.tensor(0.25)))
+    assert repr(problem) == (
+        "Problem(A=Dictionary (500,) → (250,), b=float32 (1000, 250), g=L1(strength=0.25, ndim=1))"
+    )
+    each = l2o.Problem(Dictionary(A), torch.ones(2, 3), L1(torch.tensor([0.1, 0.2])))
+    assert "g=L1(strength=float32 (2,), ndim=1)" in repr(each)
+    both = l2o.Problem(Dictionary(A), torch.ones(3), L1(0.1), l2o.Composite(L1(0.2), Matrix(torch.ones(5, 4))))
+    assert repr(both).endswith("g=L1(strength=0.1, ndim=1), h=L1(strength=0.2, ndim=1) of Matrix)")
+
+
+def test_a_repr_can_be_made_inside_a_transform():
+    seen = []
+
+    def value(strength: torch.Tensor) -> torch.Tensor:
+        problem = l2o.Problem(Dictionary(A), torch.ones(3), L1(strength))
+        seen.append(repr(problem))
+        return problem.value(torch.ones(4))
+
+    torch.func.vmap(value)(torch.tensor([0.1, 0.2]))
+    assert seen == ["Problem(A=Dictionary (4,) → (3,), b=float32 (3,), g=L1(strength=float32 (), ndim=1))"]

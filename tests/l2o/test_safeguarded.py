@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Lasso as CoordinateDescent
 
 from l2o import ModelBasedRule, load_rule, solve
-from l2o.problem import Problem
-from l2o.proximal import Dictionary, NonnegativeL1
+from l2o.problem import Composite, Problem
+from l2o.proximal import L1, Dictionary, NonnegativeL1, Simplex
 from l2o.rules import (
     FISTA,
     ISTA,
@@ -22,7 +22,8 @@ from l2o.rules import (
     acceptance_rate,
 )
 from l2o.solve import init_state, make_step
-from tasks.lasso import normalize_dictionary, problem
+from tasks.dictionaries import normalize_dictionary
+from tasks.lasso import problem
 
 
 class Adversary(ModelBasedRule):
@@ -216,3 +217,23 @@ def test_a_gram_matrix_and_two_products_take_the_same_steps():
 def test_shipped_rules_solve_a_problem_of_their_own_kind(name):
     made = random_problem(13, rows=50, columns=100)
     assert solve(Safeguarded(load_rule(name)), made, tol=1e-6).converged
+
+
+def test_problems_that_newton_steps_do_not_fit_name_the_cure_and_it_cures(float64):
+    part = random_problem(14)
+    made = Problem(part.operator, part.b, Simplex())
+    with pytest.raises(
+        ValueError, match=r"got Simplex; leave .* out: Safeguarded\(rule, SafeguardedConfig\(polish=None"
+    ):
+        solve(Safeguarded(ISTA()), made, steps=1)
+    solution = solve(Safeguarded(ISTA(), SafeguardedConfig(polish=None)), made, tol=1e-6)
+    assert (solution.certificate.relative_gap <= 1e-6).all()
+    torch.testing.assert_close(solution.x.sum(-1), torch.ones(len(solution.x)))
+
+
+def test_a_second_term_is_refused_with_the_rule_that_splits_it():
+    part = random_problem(15)
+    made = Problem(part.operator, part.b, part.regularizer, Composite(L1(0.1), part.operator))
+    for config in (SafeguardedConfig(), SafeguardedConfig(polish=None)):
+        with pytest.raises(ValueError, match=r"there is a second term h\(Kx\); use CondatVu"):
+            solve(Safeguarded(ISTA(), config), made, steps=1)

@@ -1,22 +1,27 @@
 """The command line: help, wrong values, damaged files; one clear line and exit status 2, never a traceback."""
 
 import dataclasses
+import hashlib
 import json
 import re
+import shlex
 import shutil
 from importlib.metadata import version
 
+import numpy as np
 import pytest
 import torch
 
-from l2o.checkpoint import available, load_rule
-from l2o.rules import RULES, LSTMConfig, SGDConfig
-from meta_train import cli, commands
+from l2o.checkpoint import available, load_rule, read_card
+from l2o.rules import RULES, SGD, LSTMConfig, SGDConfig
+from meta_train import benchmark_commands, cli, commands, train_commands
 from meta_train.config import PRESETS, TrainConfig
 from meta_train.estimators import MetaLoss
 from meta_train.protocols import PROTOCOLS
 from meta_train.run_directory import RunDirectory
+from meta_train.training_command import training_command
 from tasks import Quadratic
+from tasks.lasso import _shared_operator
 
 TINY = (
     "--task.dim", "3", "--horizon", "10", "--truncation", "5", "--n-tasks", "2", "--outer-steps", "4",
@@ -54,7 +59,7 @@ def plain(text: str) -> str:
     [
         ((), ("train", "resume", "benchmark", "report", "list")),
         (("train",), tuple(PRESETS)),
-        (("resume",), ("bit for bit", "Directory that l2o train made", "--wandb", "--threads")),
+        (("resume",), ("bit for bit", "Directory that l2o train or l2o search made", "--wandb", "--threads")),
         (("benchmark",), (*PROTOCOLS, "--checkpoint", "--out", "--threads", "tuned classics")),
         (("report",), ("README.md", "Directories that l2o benchmark wrote", "report.html", "--out", "--wandb-report")),
         (("list",), ("List rules",)),
@@ -193,9 +198,11 @@ def test_resume_with_another_torch_on_another_machine_says_so_in_one_line(l2o, t
 )
 def test_a_benchmark_of_other_checkpoints_does_not_overwrite_the_results(arguments, directory, l2o, monkeypatch):
     written = []
-    monkeypatch.setattr(commands, "run_benchmark", lambda protocol, checkpoint, out, command: written.append(out))
-    monkeypatch.setattr(commands, "write_report", lambda out: "table")
-    monkeypatch.setattr(commands, "log_benchmark", lambda out, checkpoints, wandb: None)
+    monkeypatch.setattr(
+        benchmark_commands, "run_benchmark", lambda protocol, checkpoint, out, command: written.append(out)
+    )
+    monkeypatch.setattr(benchmark_commands, "write_report", lambda out: "table")
+    monkeypatch.setattr(benchmark_commands, "log_benchmark", lambda out, checkpoints, wandb: None)
     status, output, _ = l2o("benchmark", "quadratic", *arguments)
     assert status == 0 and re.fullmatch(directory, str(written[0])) and str(written[0]) in output
 
@@ -281,7 +288,7 @@ def test_wrong_values_get_a_short_message_status_2_and_no_run_directory(case, l2
         (("train", "cifar"), "cifar"),
         (("benchmark", "cifar"), "cifar"),
         (("benchmark",), "Missing from l2o benchmark: .*quadratic"),
-        (("resume",), "Missing from l2o resume: PATH Directory that l2o train made"),
+        (("resume",), "Missing from l2o resume: PATH Directory that l2o train or l2o search made"),
         (("benchmark", "quadratic", "--checkpoint", "nowhere"), "no checkpoint at nowhere"),
         (("benchmark", "quadratic", "--threads", "-1"), "threads must be at least 1, got -1"),
         (("resume", "nowhere"), "nowhere is not a run directory"),
@@ -301,3 +308,58 @@ def test_wrong_commands_get_a_short_message_and_status_2(arguments, message, l2o
 def test_report_without_a_directory_asks_for_one_where_there_are_no_results(l2o):
     status, output, errors = l2o("report")
     assert (status, output) == (2, "") and "name at least one directory" in errors
+
+
+def test_resume_does_with_wandb_as_the_run_began(l2o, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(train_commands, "run_training", lambda run, wandb, ranks: told.append(wandb) or {})
+    monkeypatch.setattr(train_commands, "load_rule", lambda path: SGD())
+    monkeypatch.setattr(train_commands, "find", lambda path: path)
+    arguments = [option for option in TINY if option not in ("--wandb", "off")]
+    for mode in ("off", "offline"):
+        assert l2o("train", "quadratic", *arguments, "--wandb", mode, "--out", mode, "rule:sgd")[0] == 0
+        assert l2o("resume", mode)[0] == 0
+    assert l2o("resume", "off", "--wandb", "offline")[0] == 0
+    (tmp_path / "off/settings.json").unlink()  # a run of an earlier version
+    assert l2o("resume", "off")[0] == 0
+    assert told == ["off", "off", "offline", "offline", "offline", "auto"]
+
+
+def test_list_leaves_room_between_a_name_and_what_is_said_of_it(l2o):
+    lines = l2o("list")[1].splitlines()
+    for name in (*PROTOCOLS, *available()):
+        (line,) = (line for line in lines if line.startswith(f"  {name} "))
+        assert re.match(rf"  {name}  +\S", line), line
+    starts = {re.match(r"  \S+ +", line).end() for line in lines if re.match(r"  [a-z0-9.-]+ {2,}\S", line)}
+    assert len(starts) == 1  # one column
+
+
+def test_train_on_a_matrix_of_ones_own_resumes_with_that_matrix_alone(l2o, tmp_path):
+    A = np.random.default_rng(0).normal(size=(8, 12)).astype(np.float32)
+    np.savez(tmp_path / "mine.npz", A=A)
+    options = (
+        "--task.matrix", "mine.npz", "--horizon", "2", "--truncation", "2", "--n-tasks", "4", "--outer-steps", "2",
+        "--valid-tasks", "4", "--wandb", "off", "--out", "run", "rule:lista-cp", "--rule.layers", "2",
+    )  # fmt: skip
+    status, _, errors = l2o("train", "sparse", *options)
+    assert status == 2 and "250" in errors and "8" in errors and errors.count("\n") == 1  # weights for another size
+    assert l2o("train", "sparse", *options, "--rule.rows", "8", "--rule.columns", "12")[0] == 0
+    task = read_card(tmp_path / "run/checkpoints/best")["training"]["config"]["task"]
+    sha256 = hashlib.sha256((tmp_path / "mine.npz").read_bytes()).hexdigest()
+    assert (task["rows"], task["columns"], task["dictionary"], task["matrix_sha256"]) == (8, 12, "file", sha256)
+    config = RunDirectory.open(tmp_path / "run").config
+    asked = commands.parse(shlex.split(training_command(config))[1:])  # what a card tells trains the same again
+    assert config in (*asked.args, *asked.keywords.values())
+    np.savez(tmp_path / "mine.npz", A=2 * A)
+    _shared_operator.cache_clear()  # as in another process
+    status, _, errors = l2o("resume", "run")
+    assert status == 2 and "mine.npz is not the one that this run was made with" in errors and errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("preset", ["sparse", "lasso"])
+def test_a_matrix_that_cannot_be_used_is_one_line_and_no_run(preset, l2o, tmp_path):
+    np.save(tmp_path / "mine.npy", np.full((3, 4), np.nan))
+    for path, words in (("mine.npy", "must be finite, but 12 of its 12 entries are not"), ("no.npy", "cannot be read")):
+        status, output, errors = l2o("train", preset, "--task.matrix", path, "--out", "run")
+        assert (status, output, errors.count("\n")) == (2, "", 1) and errors.startswith(f"l2o: matrix {path} {words}")
+    assert not (tmp_path / "run").exists()

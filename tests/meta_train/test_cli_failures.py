@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from test_cli import RULE, TINY
 
-from meta_train import cli, commands, run_training
+from meta_train import benchmark_commands, cli, run_training
 from meta_train.run_directory import RunDirectory
 
 REPOSITORY = Path(__file__).parents[2]
@@ -117,7 +117,7 @@ def test_an_interruption_outside_of_training_ends_with_130(l2o, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "report_all", interrupted)
+    monkeypatch.setattr(benchmark_commands, "report_all", interrupted)
     assert l2o("report", "somewhere") == (130, "", "l2o: interrupted\n")
 
 
@@ -188,7 +188,7 @@ def test_another_runtime_error_is_not_hidden(l2o, monkeypatch):
     def fail(*_):
         raise RuntimeError("a mistake of ours")
 
-    monkeypatch.setattr(commands, "report_all", fail)
+    monkeypatch.setattr(benchmark_commands, "report_all", fail)
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         l2o("report", "somewhere")
 
@@ -292,3 +292,40 @@ def test_a_run_belongs_to_one_process_until_it_is_killed(l2o, tmp_path):
     steps = RunDirectory.open(tmp_path / "run").load_state()[1]["outer_step"]
     config.write_text(config.read_text().replace('"outer_steps": 1000000', f'"outer_steps": {steps + 1}'))
     assert l2o("resume", "run", "--wandb", "off")[0] == 0
+
+
+# --- rules that cannot be trained, or were not ---
+
+SPARSE = (
+    "--task.rows", "8", "--task.columns", "12", "--task.dictionary", "fixed", "--horizon", "3", "--truncation", "3",
+    "--n-tasks", "2", "--outer-steps", "2", "--valid-tasks", "2", "--wandb", "off", "--out", "run",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("sparse", *SPARSE, "rule:fista"), "FISTA has no weights, so there is nothing to learn"),
+        (("sparse", *SPARSE, "--estimator", "pes"), "--estimator pes runs every task with weights of its own"),
+        (("sparse", *SPARSE, "--estimator", "recorded"), "recorded gradients are for coordinate-wise rules"),
+        (("quadratic", *TINY, "--out", "run", "rule:alista"), "a problem's structure, which Quadratic has not"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_a_rule_that_does_not_fit_the_run_is_one_line_and_no_run(arguments, words, l2o, tmp_path):
+    status, output, errors = l2o("train", *arguments)
+    assert (status, output, errors.count("\n")) == (2, "", 1) and words in errors
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_training_after_which_the_rule_still_diverges_fails_and_keeps_its_directory(l2o, tmp_path):
+    """ALISTA with steps of 1e30 is beyond float32 after two steps; the window of one step can be used."""
+    options = [option for option in SPARSE if option != "run"]
+    options += ["run", "--truncation", "1", "--divergence", "1e300", "rule:alista", "--rule.layers", "1"]
+    status, output, errors = l2o("train", "sparse", *options, "--rule.step-size", "1e15")
+    assert (status, output) == (1, "")
+    last = errors.splitlines()[-1]
+    assert last.startswith("l2o: nothing was learned: at every validation the rule diverged on some of the 2 problems")
+    assert "run/checkpoints/last" in last and (tmp_path / "run/checkpoints/last").is_dir()
+    assert not (tmp_path / "run/checkpoints/best").exists() and RunDirectory.open(tmp_path / "run").has_state
+    assert l2o("resume", "run")[0] == 1  # it says so again

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from l2o.checkpoint import save_rule
-from l2o.rules import RULES, LSTMConfig, SGDConfig
+from l2o.rules import ALISTA, MODEL_BASED, RULES, ALISTAConfig, LSTMConfig, ProximalLSTMConfig, SGDConfig
 from meta_train.config import PRESETS, TrainConfig
 from meta_train.config_json import config_name, from_json, to_json
 from meta_train.estimators import ES, NRES, PES, MetaLoss, Recorded, Truncated
 from meta_train.lengths import Lengths
-from tasks import MLP, ModuleTask, Quadratic
+from meta_train.sharding import Sharded
+from meta_train.unroll import start
+from tasks import MLP, Lasso, ModuleTask, Quadratic
 
 
 def through_json(config: TrainConfig) -> TrainConfig:
@@ -250,3 +252,45 @@ def test_weights_of_another_config_are_refused(tmp_path):
     config = TrainConfig(Quadratic(), LSTMConfig(hidden_size=4), start_from=str(tmp_path / "rule"))
     with pytest.raises(ValueError, match=r"holds a rule with .*hidden_size=3.*asks for .*hidden_size=4"):
         config.build_rule(None)
+
+
+# ---------------------------------------------------------------- rules that do not fit the run
+
+WITHOUT_WEIGHTS = ("ista", "fista", "amp", "niht", "admm", "condat-vu", "support-newton")
+
+
+@pytest.mark.parametrize("name", MODEL_BASED)
+def test_rules_without_weights_are_refused_for_there_is_nothing_to_learn(name):
+    rule = MODEL_BASED[name][1]()
+    if name in WITHOUT_WEIGHTS:
+        with pytest.raises(ValueError, match=r"has no weights, so there is nothing to learn; .*with l2o.solve"):
+            TrainConfig(Lasso(), rule)
+    else:
+        config = TrainConfig(Lasso(getattr(rule, "rows", 250), getattr(rule, "columns", 500)), rule)
+        assert list(config.build_rule(torch.Generator().manual_seed(0)).parameters())
+
+
+@pytest.mark.parametrize("name", ["es", "pes", "nres"])
+@pytest.mark.parametrize("rule", [ALISTAConfig(), ProximalLSTMConfig()], ids=lambda rule: type(rule).__name__)
+def test_evolution_strategies_refuse_rules_that_step_on_all_tasks_at_once(name, rule):
+    with pytest.raises(
+        ValueError, match=f"--estimator {name} runs every task with weights of its own, and .*(LISTA|LSTM) steps"
+    ):
+        TrainConfig(Lasso(), rule, estimator=name)
+    assert TrainConfig(Lasso(), LSTMConfig(), estimator=name).estimator == name
+
+
+def test_recorded_gradients_refuse_rules_that_are_not_coordinatewise():
+    with pytest.raises(ValueError, match="recorded gradients are for coordinate-wise rules, and ALISTA is none"):
+        TrainConfig(Lasso(), ALISTAConfig(), estimator="recorded")
+
+
+@pytest.mark.parametrize("task", [Quadratic(), MLP("digits")], ids=lambda task: type(task).__name__)
+def test_tasks_without_a_structure_are_refused_by_their_own_name(task):
+    with pytest.raises(ValueError, match=f"ALISTA steps on a problem's structure, which {type(task).__name__} has not"):
+        TrainConfig(task, ALISTAConfig())
+
+
+def test_a_share_of_tasks_without_a_structure_is_called_by_the_name_of_the_family(generator):
+    with pytest.raises(ValueError, match="steps on a problem's structure, which Quadratic has not"):
+        start(ALISTA(), Sharded(Quadratic(), 2, slice(0, 2)), 2, generator)

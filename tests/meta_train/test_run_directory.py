@@ -221,3 +221,18 @@ def test_an_environment_that_cannot_be_read_has_not_changed(content, run):
 def test_the_environment_can_be_described_without_git(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert describe_environment()["commit"] is None
+
+
+def test_settings_come_back_and_are_no_part_of_the_config(tmp_path):
+    made = RunDirectory.create(tmp_path / "run", CONFIG, {"wandb": "off"})
+    assert RunDirectory.open(made.path).settings() == {"wandb": "off"}
+    assert RunDirectory.open(made.path).config == CONFIG
+    made.discard_unless_checkpointed()
+    assert not made.path.exists()
+
+
+@pytest.mark.parametrize("content", [None, "{", "[1]"])
+def test_a_run_without_settings_has_none(run, content):
+    path = run.path / "settings.json"
+    path.unlink() if content is None else path.write_text(content)
+    assert run.settings() == {}

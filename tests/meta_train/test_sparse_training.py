@@ -1,4 +1,4 @@
-"""Training rules of sparse codes: the losses, layer by layer, learning rates of their own, and random search."""
+"""Training rules of sparse codes: the losses, layer by layer, and learning rates of their own."""
 
 import dataclasses
 import math
@@ -6,23 +6,19 @@ import math
 import pytest
 import torch
 
-import l2o
-from l2o.checkpoint import read_card, save_rule
-from l2o.rules import ALISTA, ALISTAConfig, HyperLISTAConfig, LISTACPConfig, LSTMConfig
-from meta_train import search_commands
-from meta_train.commands import parse
+from l2o.rules import ALISTA, ALISTAConfig, HyperLISTAConfig, LISTACPConfig
 from meta_train.config import PRESETS, TrainConfig
 from meta_train.config_json import from_json, to_json
 from meta_train.distributed import Silence
 from meta_train.estimators import MetaLoss, Truncated
 from meta_train.lengths import Lengths
 from meta_train.run_directory import RunDirectory
-from meta_train.search import SearchConfig, search
 from meta_train.sharding import cut, join, paste
 from meta_train.trainer import Trainer
 from meta_train.training_command import training_command
 from meta_train.unroll import start
-from tasks import Lasso, Quadratic
+from tasks import Lasso
+from tasks.unmixing import Unmixing
 
 SMALL = Lasso(rows=20, columns=40, supervision=1.0)
 CONFIG = TrainConfig(
@@ -178,10 +174,7 @@ def test_a_resumed_run_with_groups_equals_an_uninterrupted_one(tmp_path, rule):
         (lambda: Lengths("fixed", layer_lr=0.5), "layer_lr goes with schedule layerwise"),
         (lambda: Lengths("layerwise", min_horizon=2), "min_horizon and min_truncation go with"),
         (lambda: dataclasses.replace(CONFIG, matrix_lr=0.0), "matrix_lr must be positive"),
-        (
-            lambda: dataclasses.replace(CONFIG, task=Quadratic(), rule=LISTACPConfig()).build_rule(None),
-            "of Lasso tasks",
-        ),
+        (lambda: dataclasses.replace(CONFIG, task=Unmixing(), rule=LISTACPConfig()).build_rule(None), "of Lasso tasks"),
     ],
 )
 def test_options_out_of_range_are_refused(make, message):
@@ -220,46 +213,3 @@ def test_presets_survive_json_and_have_a_command(preset):
     other = dataclasses.replace(config, rule=HyperLISTAConfig(threshold_scale=0.1), matrix_lr=0.5)
     assert from_json(to_json(other)) == other
     assert "rule:hyperlista --rule.threshold-scale 0.1" in str(training_command(other))
-
-
-# ---------------------------------------------------------------- random search
-
-
-def test_search_finds_better_weights_and_saves_them(tmp_path):
-    size = SMALL.columns / 500
-    rule = HyperLISTAConfig(4, threshold_scale=0.5 * size, momentum_scale=0.001 * size, support_scale=1.0 / size)
-    config = dataclasses.replace(CONFIG, rule=rule)
-    start_score = search(config, SearchConfig(rounds=1, candidates=2, elite=2, spread=1e-6), tmp_path / "a", "a")
-    least = search(config, SearchConfig(rounds=4, candidates=8, spread=2.0), tmp_path / "b", "l2o search …")
-    assert least < start_score / 2
-    found = l2o.load_rule(tmp_path / "b")
-    tasks = SMALL.sample_tasks(200, seeded(9))
-    error = (l2o.solve(found, SMALL.problem(tasks), steps=4).x - tasks["x_star"]).square().sum(-1).mean() / 2
-    assert error < start_score / 1.5
-    card = read_card(tmp_path / "b" / "checkpoints" / "best")
-    assert card["training"]["command"] == "l2o search …" and card["results"]["meta_loss"] == pytest.approx(least)
-
-
-def test_search_is_for_few_weights(tmp_path):
-    config = dataclasses.replace(CONFIG, rule=LSTMConfig(hidden_size=3), task=Quadratic())
-    with pytest.raises(ValueError, match="random search is for 1 to 20 weights"):
-        search(config, SearchConfig(), tmp_path, "")
-    for options, message in (({"rounds": 0}, "must be positive"), ({"elite": 1}, "elite must be from 2")):
-        with pytest.raises(ValueError, match=message):
-            SearchConfig(**options)
-
-
-def test_the_search_command_asks_for_what_was_typed(tmp_path, monkeypatch):
-    seen = {}
-
-    def record(config, options, out, command):
-        seen.update(config=config, options=options, out=out, command=command)
-        save_rule(ALISTA(), out / "checkpoints" / "best")
-        return 0.5
-
-    monkeypatch.setattr(search_commands, "search", record)
-    typed = ["search", "sparse", "--valid-tasks", "7", "--search.rounds", "2", "rule:hyperlista"]
-    parse([*typed, "--out", str(tmp_path / "found"), "--threads", "1"])()
-    assert seen["config"] == dataclasses.replace(PRESETS["sparse"], valid_tasks=7, rule=HyperLISTAConfig())
-    assert seen["options"] == SearchConfig(rounds=2) and seen["out"] == tmp_path / "found"
-    assert seen["command"] == "l2o search sparse --valid-tasks 7 rule:hyperlista --search.rounds 2"

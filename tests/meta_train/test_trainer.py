@@ -588,6 +588,14 @@ def test_the_best_checkpoint_is_the_one_with_the_lowest_validation(tmp_path):
     assert card["results"]["outer_valid_meta_loss"] == logged[best] == begun.best
 
 
+def test_validation_counts_logarithms_where_the_meta_loss_does(tmp_path):
+    config = dataclasses.replace(TINY, meta_loss=MetaLoss(measure="log"), outer_steps=1, validate_every=1)
+    begun = trainer(tmp_path, config)
+    begun.train()
+    losses = begun._validation_losses().double()
+    assert begun.best == pytest.approx(losses[1:].log().mean().item(), rel=1e-6)  # weights of float32
+
+
 def test_an_average_of_the_weights_is_what_is_validated_and_kept(tmp_path):
     """θ̄_1 = θ_1, θ̄_t = d θ̄_{t−1} + (1 − d) θ_t."""
     config = dataclasses.replace(TINY, average=0.8, outer_steps=9, validate_every=9, outer_lr=0.05)

@@ -15,7 +15,7 @@ from wandb_files import wandb_artifacts, wandb_history, wandb_records, wandb_sum
 
 from l2o.checkpoint import save_rule
 from l2o.rules import SGD, SGDConfig
-from meta_train import commands
+from meta_train import benchmark_commands, commands
 from meta_train.report import write_report
 from meta_train.wandb_benchmark import log_benchmark, metric_name
 from meta_train.wandb_report import report_publisher
@@ -117,7 +117,7 @@ def test_online_without_a_login_is_said_before_a_race(nobody, monkeypatch):
     def race(*_):
         raise AssertionError("raced")
 
-    monkeypatch.setattr(commands, "run_benchmark", race)
+    monkeypatch.setattr(benchmark_commands, "run_benchmark", race)
     with pytest.raises(ValueError, match="--wandb online needs a login"):
         commands.parse(["benchmark", "quadratic", "--wandb", "online"])()
 
@@ -125,9 +125,9 @@ def test_online_without_a_login_is_said_before_a_race(nobody, monkeypatch):
 def test_a_benchmark_logs_its_directory_and_the_checkpoints_that_took_part(tmp_path, nobody, monkeypatch, capsys):
     source = save_rule(SGD(SGDConfig(0.1)), tmp_path / "mine")
     logged = []
-    monkeypatch.setattr(commands, "run_benchmark", lambda protocol, checkpoint, out, command: None)
-    monkeypatch.setattr(commands, "write_report", lambda out: "table")
-    monkeypatch.setattr(commands, "log_benchmark", lambda *arguments: logged.append(arguments))
+    monkeypatch.setattr(benchmark_commands, "run_benchmark", lambda protocol, checkpoint, out, command: None)
+    monkeypatch.setattr(benchmark_commands, "write_report", lambda out: "table")
+    monkeypatch.setattr(benchmark_commands, "log_benchmark", lambda *arguments: logged.append(arguments))
     out = tmp_path / "out"
     commands.parse(["benchmark", "digits", "--checkpoint", str(source), "--out", str(out), "--wandb", "offline"])()
     assert logged == [(out, [source], "offline")]

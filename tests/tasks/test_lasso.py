@@ -179,7 +179,7 @@ def test_published_files_that_are_missing_or_damaged_are_named(tmp_path, monkeyp
         ({"strength": float("nan")}, "strength must be positive"),
         ({"density": 0.0}, "density must be above 0 and at most 1"),
         ({"density": 1.1}, "density must be above 0 and at most 1"),
-        ({"dictionary": "fourier"}, "dictionary must be one of sampled, fixed, published, got 'fourier'"),
+        ({"dictionary": "fourier"}, "dictionary must be one of sampled, fixed, published, file, got 'fourier'"),
         ({"condition": 0.5}, "condition must be at least 1"),
         ({"snr_db": float("inf")}, "snr_db must be finite"),
         ({"dictionary": "published", "rows": 25}, "the published matrix is .250, 500."),
