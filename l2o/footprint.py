@@ -42,7 +42,8 @@ def memory(
         rule: a rule, or where its checkpoint is, as for `l2o.load`.
         params: what the optimizer will be given: parameters, named parameters or groups. Those that do not require a
             gradient count nothing; "meta" tensors will do.
-        state_dtype, guard: as for `LearnedOptimizer`; a guard keeps Adam's 8 bytes per float32 parameter as well.
+        state_dtype, guard: as for `LearnedOptimizer`; a guard keeps 12 bytes per float32 parameter as well: Adam's
+            moments and weights to go back to.
 
     Raises:
         CheckpointError: if there is no such checkpoint.

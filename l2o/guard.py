@@ -1,28 +1,30 @@
-"""A safeguard for learned steps: a trust region around Adam's step, and Adam alone once the loss says so.
+"""A safeguard for learned steps: an audition against Adam, a trust region, and Adam when the losses ask for it.
 
-Each tensor's learned step u_t is scaled back to c times the length of the step a_t that Adam would make there:
+Audition. The learned rule makes the first `audition` steps; then the weights go back to where they began, and Adam, its
+step `boost` times as long, has as many. The rule goes on, from where it stopped, if the mean loss that it had reached
+is below `ahead` times Adam's. Otherwise Adam simply goes on: of the rule nothing is left in its weights or moments, so
+that a foreign network is trained as by an Adam that lost `audition` steps.
+
+Trust region. Each tensor's learned step u_t is scaled back to c times the length of the step a_t of Adam:
 
     s_t = u_t min(1, c_t ‖a_t‖ / ‖u_t‖),   c_t = trust · clip((f_1 / f̄_t)^¾, 1, earned).
 
 f̄_t is a running mean of the losses, f_1 the first one: a rule that has lowered the loss may take longer steps. Where f̄
-rises by the factor `rise` above its least value, or finds no lower one for a while, trust is multiplied by `shrink`;
-below `floor`, and at once when a loss is not finite, Adam, which has seen all gradients, takes over for the rest of
-training. It starts with longer steps, to catch up with an Adam that had been alone from the beginning,
+rises by the factor `rise` above its least value, or finds no lower one for a while, trust is multiplied by `shrink`.
 
-    s_t = b_t a_t,   b_t = boost, and max(1, b cool) after every further rise or stall,
-
-that is as Adam with `boost` times the lr, and ends as Adam itself.
+Fall-back. Below `floor` Adam takes over for the rest of training, from where the rule is. Where trust is lost while f̄
+is above the mean at the end of Adam's audition, or a loss is not finite, it does so at once, from the weights of that
+end. While Adam moves alone every further rise or stall multiplies the boost by `cool`, down to 1, which is Adam itself.
 
 Sources: falling back to a method that is known to converge, Heaton et al. 2023, Safeguarded learned convex
 optimization, arXiv:2003.01880; deciding by the loss, Prémont-Schwarz et al. 2022, A simple guard for learned
-optimizers, arXiv:2201.12426. Differs from both: no further evaluations of the loss, which would cost what they save;
-the losses of training are compared with earlier ones instead. A learned step relative to a classic one, as in Almeida
-et al. 2021, arXiv:2106.00958.
+optimizers, arXiv:2201.12426. Differs from both: no further evaluations of the loss in every step; the audition is paid
+once, and later losses are compared with earlier ones. A learned step relative to a classic one, as in Almeida et al.
+2021, arXiv:2106.00958.
 """
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,8 +32,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Guard:
-    """Options of the safeguard; the defaults were chosen on the tuning problems of `meta_train.safeguard_problems`."""
+    """Options of the safeguard; `meta_train.safeguard_problems` tells how the defaults were chosen."""
 
+    audition: int = 100
+    """Steps of the rule, then of Adam from the same weights, before one of them is chosen; 0 is no audition, ≥ 0."""
+    ahead: float = 0.8
+    """The rule goes on if its mean loss is below this share of Adam's, in (0, 1)."""
     trust: float = 16.0
     """Longest learned step at first, in lengths of Adam's step (‖u‖ / ‖a‖ per tensor), > 0."""
     earned: float = 8.0
@@ -51,7 +57,7 @@ class Guard:
     floor: float = 4.0
     """Trust below which Adam takes over for good; 0 is never, unless a loss is not finite."""
     boost: float = 4.0
-    """Factor on Adam's steps when it takes over, ≥ 1; 1 is Adam as it is, and so it is after a loss not finite."""
+    """Factor on Adam's steps when it moves alone, ≥ 1; 1 is Adam as it is."""
     cool: float = 0.7
     """Factor on the boost whenever the loss rises or stalls after that, in (0, 1)."""
     lr: float = 0.001
@@ -81,88 +87,11 @@ _RANGES = {
     **dict.fromkeys(("trust", "patience", "lr", "eps"), _POSITIVE),
     **dict.fromkeys(("smoothing", "beta1", "beta2"), _DECAY),
     **dict.fromkeys(("least_patience", "rest", "earned", "boost"), _COUNT),
+    "audition": (lambda x: x >= 0, "at least 0"),
     "rise": (lambda x: x > 1, "above 1 and finite"),
-    **dict.fromkeys(("shrink", "cool"), (lambda x: 0 < x < 1, "in (0, 1)")),
+    **dict.fromkeys(("ahead", "shrink", "cool"), (lambda x: 0 < x < 1, "in (0, 1)")),
     "floor": (lambda x: x >= 0, "at least 0 and finite"),
 }
-
-
-_POWER = 0.75
-"""Exponent of the growth: 1, with a limit of 4, let small convolutions go further from Adam on the tuning problems."""
-
-
-class Progress(NamedTuple):
-    """What the guard remembers of the losses: numbers, which `state_dict` keeps as a tuple."""
-
-    trust: float
-    """What is left of `Guard.trust`; 0 once Adam has taken over."""
-    boost: float = 1.0
-    """What is left of `Guard.boost`, for when Adam has taken over."""
-    steps: float = 0.0
-    """Losses seen."""
-    first: float = math.nan
-    """The first loss."""
-    total: float = 0.0
-    """Weighted sum of the losses; the mean is total / weight."""
-    weight: float = 0.0
-    """Sum of the weights of the running mean, in [0, 1)."""
-    best: float = math.inf
-    """Least mean since trust or boost was last lost."""
-    best_at: float = 0.0
-    """`steps` at that mean, or at the loss of trust or boost."""
-    lost_at: float = -math.inf
-    """`steps` when trust or boost was last lost."""
-
-    @property
-    def fallen_back(self) -> bool:
-        """Whether Adam has taken over."""
-        return self.trust == 0
-
-
-def begin(guard: Guard) -> Progress:
-    """Return what is known before the first loss."""
-    return Progress(guard.trust, guard.boost)
-
-
-def observe(guard: Guard, progress: Progress, loss: float) -> Progress:
-    """Return what is known after one more loss; once Adam has taken over and has no boost, nothing changes any more."""
-    if progress.fallen_back and progress.boost == 1:
-        return progress
-    if not math.isfinite(loss):
-        return progress._replace(trust=0.0, boost=1.0)
-    steps, keep = progress.steps + 1, guard.smoothing
-    total, weight = keep * progress.total + (1 - keep) * loss, keep * progress.weight + (1 - keep)
-    first = loss if steps == 1 else progress.first
-    progress = progress._replace(steps=steps, first=first, total=total, weight=weight)
-    mean = total / weight
-    if mean < progress.best:
-        return progress._replace(best=mean, best_at=steps)
-    if steps - progress.lost_at < guard.rest or not _is_trouble(guard, progress, mean):
-        return progress
-    return _lose(guard, progress)._replace(best=mean, best_at=steps, lost_at=steps)
-
-
-def _lose(guard: Guard, progress: Progress) -> Progress:
-    """Return the progress with less trust, or, where there is none left, with less boost."""
-    if progress.fallen_back:
-        return progress._replace(boost=max(1.0, progress.boost * guard.cool))
-    trust = progress.trust * guard.shrink
-    return progress._replace(trust=trust if trust >= guard.floor else 0.0)
-
-
-def _is_trouble(guard: Guard, progress: Progress, mean: float) -> bool:
-    """Whether the mean loss has risen, or found no lower value for too long."""
-    risen = mean - progress.best > (guard.rise - 1) * abs(progress.best)
-    stalled = progress.steps - progress.best_at > max(guard.least_patience, guard.patience * progress.steps)
-    # A mean of few losses is one of noise.
-    return progress.steps > guard.rest and (risen or stalled)
-
-
-def radius(guard: Guard, progress: Progress) -> float:
-    """Return c_t, the longest learned step in lengths of Adam's; losses that are not positive earn nothing."""
-    mean = progress.total / progress.weight if progress.weight else math.nan
-    fallen = progress.first / mean if mean > 0 and progress.first > 0 else 1.0
-    return progress.trust * min(guard.earned, max(1.0, fallen**_POWER))
 
 
 def trusted(update: Tensor, reference: Tensor, norms: Tensor, radius: float) -> Tensor:

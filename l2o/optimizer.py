@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from l2o import optimizer_guard, optimizer_state, optimizer_step
-from l2o.guard import Guard, Progress, begin
+from l2o.guard import Guard
+from l2o.guard_progress import Progress, begin
 from l2o.optimizer_step import Item
 from l2o.rule import CoordinatewiseRule, UpdateRule
 from l2o.sharding import agree
@@ -36,8 +37,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         nonfinite: for gradients with NaN or infinity, "skip" leaves their tensors as they are in this step, counts them
             in `skipped` and warns once; "raise" raises an error before anything has moved; "pass" feeds them to the
             rule, unseen, and saves the check and its transfer from the GPU.
-        guard: True or a `Guard` keeps each tensor's step within a multiple of Adam's and hands over for good to Adam,
-            boosted at first, when losses given to `step` rise or stall (`l2o.guard`); both obey lr and weight_decay.
+        guard: True or a `Guard` lets the rule go on after an audition only if it beats Adam, keeps each tensor's step
+            within a multiple of Adam's and hands over for good to Adam, boosted at first, when losses given to `step`
+            rise or stall (`l2o.guard`); both obey lr and weight_decay.
 
     Raises:
         ValueError: if an option is out of range.
@@ -110,7 +112,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         Args:
             closure: computes gradients and returns the loss.
             loss: the loss, where it is at hand without a closure; for the guard, which without either keeps the trust
-                region and never falls back. Under DDP and FSDP2 all processes must give the same number, the mean.
+                region, holds no audition and never falls back. A step in which it exchanges the weights, at most three
+                in a training, makes no update. Under DDP and FSDP2 all processes must give the same number, the mean.
 
         Raises:
             RuntimeError: if a gradient is sparse or complex, or, with nonfinite="raise", not finite.

@@ -1,6 +1,6 @@
 """One guarded step over many tensors: Adam's step beside the learned one, and which of them is made.
 
-The mathematics is in `guard`; here are the memories, the losses and the norms of sharded tensors.
+The mathematics is in `guard` and `guard_progress`; here are the memories, the losses and the norms of sharded tensors.
 """
 
 import math
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from l2o import optimizer_step
-from l2o.guard import Guard, Progress, adam_step, observe, radius, trusted
-from l2o.optimizer_state import MOMENTS, Memory
+from l2o.guard import Guard, adam_step, trusted
+from l2o.guard_progress import Progress, Turn, observe, radius
+from l2o.optimizer_state import KEPT, MOMENTS, Memory
 from l2o.optimizer_step import Group, Item
 from l2o.rule import CoordinatewiseRule
 from l2o.sharding import is_sharded, local
@@ -44,9 +45,16 @@ def watch(guard: Guard, groups: Sequence[Group], loss: Any) -> None:
     for group in groups:
         group["guard"] = tuple(after)
     if after.fallen_back and not before.fallen_back:
-        what = "the loss rises or stalls" if math.isfinite(number) else f"the loss is {number}"
+        what = _reason(before, number)
         text = f"{what} after {int(before.steps)} steps, so Adam takes over from the learned rule for good"
         warnings.warn(f"{text}; `fallen_back` tells", stacklevel=6)
+
+
+def _reason(before: Progress, loss: float) -> str:
+    """Tell why Adam takes over."""
+    if not math.isfinite(loss):
+        return f"the loss is {loss}"
+    return "the rule has lost its audition" if before.turn == Turn.RIVAL else "the loss rises or stalls"
 
 
 def check_saved(guard: Guard | None, group: Group, where: str) -> None:
@@ -74,7 +82,7 @@ def advance(
     memories: Mapping[Tensor, Memory],
     loss: Any,
 ) -> None:
-    """Update the tensors and their memories, after the loss has been looked at.
+    """Update the tensors and their memories, after the loss has been looked at; or exchange the weights, and no update.
 
     Args:
         rules: item -> its rule, on its device.
@@ -83,12 +91,16 @@ def advance(
     Raises:
         ValueError: if the loss is not a single number.
     """
+    before = Progress(*groups[0]["guard"])
     if loss is not None:
         watch(guard, groups, loss)
     progress = Progress(*groups[0]["guard"])
-    learned = {} if progress.fallen_back else _learned(rules, items, memories)
+    if progress.exchanges > before.exchanges:  # these gradients are not those of the weights that come now
+        _exchange(groups, memories, fresh_adam=not progress.learned)
+        return
+    learned = _learned(rules, items, memories) if progress.learned else {}
     steps = [_adam(guard, item, memories[item.param]) for item in items]
-    if progress.fallen_back:
+    if not progress.learned:
         steps = [progress.boost * step for step in steps]
     elif learned:
         pairs = [(learned[item.param], step) for item, step in zip(items, steps, strict=True)]
@@ -98,6 +110,23 @@ def advance(
     for item, step in zip(items, steps, strict=True):
         optimizer_step.move(item, step)
         memories[item.param]["step"] += 1
+
+
+def _exchange(groups: Sequence[Group], memories: Mapping[Tensor, Memory], fresh_adam: bool) -> None:
+    """Exchange the weights with those kept, and let Adam begin anew where it moves them from there.
+
+    "step" is then Adam's number of updates; when the rule comes back after an audition it is the rule's as well, since
+    both had as many.
+    """
+    for param in (param for group in groups for param in group["params"] if memories.get(param)):
+        memory = memories[param]
+        here, kept = local(param), local(memory[KEPT])
+        held = here.to(kept.dtype, copy=True)
+        here.copy_(kept)
+        kept.copy_(held)
+        if fresh_adam:
+            for name in (*MOMENTS, "step"):
+                local(memory[name]).zero_()
 
 
 def _learned(

@@ -20,6 +20,8 @@ Memory = dict[str, Tensor]
 MOMENTS = ("guard_first_moment", "guard_second_moment")
 """What a guard adds: Adam's moments, in the precision in which the rule sees gradients, never in `state_dtype`: in
 bfloat16 the second one would stall."""
+KEPT = "guard_kept"
+"""And weights to go back to, at first those before the first step, in the same precision."""
 
 
 class Field(NamedTuple):
@@ -58,6 +60,8 @@ def fresh(kind: Kind, param: Tensor) -> Memory:
         lead = value.shape[:-1]
         part = value.reshape((*lead, *[1] * len(shape))).expand((*lead, *shape))
         memory[name] = sharded_like(param, part.clone(memory_format=torch.contiguous_format))
+    if kind.guarded:
+        local(memory[KEPT]).copy_(local(param))
     return memory
 
 
@@ -106,7 +110,7 @@ def _check_shape(name: str, value: Any, shape: tuple[int, ...], where: str) -> N
 def _one_coordinate(kind: Kind, param: Tensor, device: torch.device) -> Memory:
     like = torch.empty(1, dtype=precision(param), device=device)
     memory = _narrowed(kind.rule.init_coordinates(like)._asdict(), kind.state_dtype)
-    return memory | {name: torch.zeros_like(like) for name in (MOMENTS if kind.guarded else ())}
+    return memory | {name: torch.zeros_like(like) for name in ((*MOMENTS, KEPT) if kind.guarded else ())}
 
 
 def _narrowed(memory: Memory, state_dtype: torch.dtype | None) -> Memory:

@@ -73,7 +73,7 @@ def run_safeguard(checkpoints: Sequence[str], out: Path, command: str) -> None:
     _write_csv(out / "summary.csv", summary)
     _write_csv(out / "curves.csv", curves)
     facts = {"rules": sources, "steps": STEPS, "seeds": SEEDS, "batch": BATCH, "last": LAST, "guard": repr(Guard())}
-    facts["boosted_lr"] = Guard().boost * Guard().lr
+    facts |= {"boosted_lr": Guard().boost * Guard().lr, "audition": Guard().audition}
     origin = {"command": command, "directory": str(out), "environment": describe_environment()}
     (out / "study.json").write_text(json.dumps(facts | origin, indent=2) + "\n")
 

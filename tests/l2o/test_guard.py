@@ -1,4 +1,4 @@
-"""The guard's mathematics: the trust region, the judgement of losses, Adam's step."""
+"""The guard's mathematics: the trust region, Adam's step, the audition, the judgement of losses."""
 
 import math
 
@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l2o.guard import Guard, adam_step, begin, observe, radius, trusted
+from l2o.guard import Guard, adam_step, trusted
+from l2o.guard_progress import Turn, begin, observe, radius
 
 
 def after(guard, losses, progress=None):
@@ -71,11 +72,69 @@ def test_adams_step_equals_torchs(generator):
     torch.testing.assert_close(value, param.detach(), rtol=1e-13, atol=0)
 
 
+# ---------------------------------------------------------------- audition
+
+SHORT = Guard(audition=3, ahead=0.8, smoothing=0.0, rest=2)
+
+
+def test_both_play_equally_long_from_the_same_weights_and_the_rule_goes_on_where_it_is_ahead():
+    turns = [(after(SHORT, [1.0] * n).turn, after(SHORT, [1.0] * n).exchanges) for n in range(6)]
+    assert turns == [(Turn.AUDITION, 0)] * 3 + [(Turn.RIVAL, 1)] * 3
+    won = after(SHORT, [1.0, 0.9, 0.7, 1.0, 0.9, 0.9])
+    assert (won.turn, won.exchanges, won.mean, won.other) == (Turn.RULE, 2, 0.7, 0.9)
+    lost = after(SHORT, [1.0, 0.9, 0.73, 1.0, 0.9, 0.9])
+    assert (lost.turn, lost.exchanges, lost.mean, lost.boost) == (Turn.ADAM, 1, 0.9, SHORT.boost)
+
+
+def test_in_an_audition_means_are_compared_which_forget_what_was_before():
+    guard = Guard(audition=2, smoothing=0.5)
+    # Weights 1/3 and 2/3 of the two losses: the rule has 2, Adam 3 and 2.4.
+    assert after(guard, [4.0, 1.0, 7.0, 1.0]).turn == Turn.RULE
+    assert after(guard, [4.0, 1.0, 5.2, 1.0]).turn == Turn.ADAM
+
+
+def test_losses_that_are_not_positive_can_win_an_audition_too():
+    for adam, turn in ((-1.0, Turn.RULE), (-1.2, Turn.ADAM), (-3.0, Turn.ADAM)):
+        assert after(SHORT, [0.0, 0.0, -1.3, 0.0, 0.0, adam]).turn == turn
+
+
+def test_nobody_loses_trust_or_boost_during_an_audition():
+    guard = Guard(audition=50, smoothing=0.0)
+    progress = after(guard, [float(1 + step) for step in range(99)])
+    assert (progress.turn, progress.trust, progress.boost) == (Turn.RIVAL, guard.trust, guard.boost)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_whose_turn_it_is_and_brings_the_other_weights(bad):
+    rule = after(SHORT, [1.0, bad])
+    assert (rule.turn, rule.exchanges, rule.boost) == (Turn.ADAM, 1, SHORT.boost)
+    rival = after(SHORT, [1.0, 1.0, 0.9, bad])
+    assert (rival.turn, rival.exchanges, rival.mean) == (Turn.RULE, 2, 0.9)
+    late = after(SHORT, [1.0, 1.0, 0.1, 1.0, 1.0, 0.9, 0.1, bad])
+    assert (late.turn, late.exchanges, late.boost) == (Turn.ADAM, 3, SHORT.boost)
+    again = after(SHORT, [bad], late)
+    assert (again.turn, again.exchanges, again.boost) == (Turn.ADAM, 3, 1)
+
+
+def test_trouble_above_the_end_of_adams_audition_brings_its_weights_back_and_below_it_costs_trust():
+    won = after(SHORT, [1.0, 1.0, 0.1, 1.0, 1.0, 0.9])
+    below = after(SHORT, [0.1, 0.8], won)
+    assert (below.turn, below.exchanges, below.trust) == (Turn.RULE, 2, SHORT.trust * SHORT.shrink)
+    above = after(SHORT, [0.1, 1.0], won)
+    assert (above.turn, above.exchanges, above.boost) == (Turn.ADAM, 3, SHORT.boost)
+    assert after(SHORT, [0.9, 0.9, 2.0], above).boost < SHORT.boost
+
+
 # ---------------------------------------------------------------- losses
 
 
+def alone(**options):
+    """A guard without an audition."""
+    return Guard(audition=0, **options)
+
+
 def test_falling_losses_cost_no_trust_and_earn_longer_steps():
-    guard = Guard(trust=2.0, earned=3.0, smoothing=0.0)
+    guard = alone(trust=2.0, earned=3.0, smoothing=0.0)
     progress = after(guard, [16.0, 8.0, 4.0, 1.0])
     assert progress.trust == 2.0
     assert [radius(guard, after(guard, losses)) for losses in ([16.0], [16.0, 8.0], [16.0, 1.0])] == [
@@ -86,7 +145,7 @@ def test_falling_losses_cost_no_trust_and_earn_longer_steps():
 
 
 def test_the_running_mean_is_that_of_its_weights():
-    guard, losses = Guard(smoothing=0.9), [3.0, 1.0, 4.0, 1.0, 5.0]
+    guard, losses = alone(smoothing=0.9), [3.0, 1.0, 4.0, 1.0, 5.0]
     progress = after(guard, losses)
     weights = [0.1 * 0.9 ** (4 - k) for k in range(5)]
     expected = sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
@@ -94,24 +153,24 @@ def test_the_running_mean_is_that_of_its_weights():
 
 
 def test_losses_that_are_not_positive_earn_nothing():
-    guard = Guard(smoothing=0.0)
+    guard = alone(smoothing=0.0)
     for losses in ([1.0, -5.0], [-1.0, -5.0], [1.0, 0.0], []):
         assert radius(guard, after(guard, losses)) == guard.trust
 
 
 def test_a_rising_loss_costs_trust_once_a_rest_and_then_everything():
-    guard = Guard(smoothing=0.0, rest=5, shrink=0.5, floor=4.0, trust=16.0)
+    guard = alone(smoothing=0.0, rest=5, shrink=0.5, floor=4.0, trust=16.0)
     fallen = [1.0] * 6
     assert after(guard, [*fallen, 1.19]).trust == 16
     assert after(guard, [*fallen, 1.21]).trust == 8
     assert after(guard, [*fallen, 1.21, 2.0, 3.0, 4.0, 5.0]).trust == 8  # too soon after the first
     assert after(guard, [*fallen, 1.21, 2.0, 3.0, 4.0, 5.0, 6.0]).trust == 4
     last = after(guard, [*fallen, 1.21, *[3.0] * 5, *[9.0] * 5])
-    assert last.trust == 0 and last.fallen_back
+    assert last.fallen_back
 
 
 def test_a_stalling_loss_costs_trust_later_the_longer_training_lasts():
-    guard = Guard(smoothing=0.0, patience=0.5, least_patience=10, rest=1)
+    guard = alone(smoothing=0.0, patience=0.5, least_patience=10, rest=1)
     flat = after(guard, [1.0] * 11)
     assert flat.trust == guard.trust
     assert observe(guard, flat, 1.0).trust == guard.trust * guard.shrink
@@ -122,17 +181,17 @@ def test_a_stalling_loss_costs_trust_later_the_longer_training_lasts():
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_not_finite_ends_trust_and_boost_at_once_and_for_good(loss):
-    guard = Guard(floor=0.0)
+def test_without_an_audition_a_loss_that_is_not_finite_leaves_adam_itself_at_once_and_for_good(loss):
+    guard = alone(floor=0.0)
     progress = after(guard, [1.0, loss])
     assert progress.fallen_back and progress.boost == 1
     assert after(guard, [0.1, 0.01], progress) == progress
 
 
 def test_after_the_take_over_every_further_rise_or_stall_takes_boost_until_none_is_left():
-    guard = Guard(smoothing=0.0, rest=5, cool=0.5, floor=16.0, boost=3.0, least_patience=10, patience=1e-9)
+    guard = alone(smoothing=0.0, rest=5, cool=0.5, floor=16.0, boost=3.0, least_patience=10, patience=1e-9)
     taken = after(guard, [1.0] * 6 + [2.0])
-    assert (taken.trust, taken.boost) == (0, 3)
+    assert (taken.turn, taken.boost) == (Turn.ADAM, 3)
     assert after(guard, [1.9 - step / 100 for step in range(100)], taken).boost == 3  # falling
     risen = after(guard, [1.0, 1.1, 1.1, 1.1, 1.21], taken)
     assert risen.boost == 1.5
@@ -143,13 +202,15 @@ def test_after_the_take_over_every_further_rise_or_stall_takes_boost_until_none_
 
 
 def test_noise_of_the_first_losses_costs_nothing():
-    guard = Guard(smoothing=0.0, rest=10)
+    guard = alone(smoothing=0.0, rest=10)
     assert after(guard, [1.0, 5.0, 0.9, 7.0, 1.0, 5.0]).trust == guard.trust
 
 
 # ---------------------------------------------------------------- errors
 
 WRONG = {
+    "audition": (-1, "at least 0"),
+    "ahead": (1.0, r"in \(0, 1\)"),
     "trust": (0.0, "positive and finite"),
     "earned": (0.5, "at least 1"),
     "smoothing": (1.0, r"in \[0, 1\)"),

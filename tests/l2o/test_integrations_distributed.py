@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from two_processes import CASES, RULES, TIGHT, WORLD, make_model, numbers, shard, train
+from two_processes import AUDITION, CASES, RULES, TIGHT, WORLD, make_model, numbers, shard, train
 
 from l2o import LearnedOptimizer
+from l2o.guard_progress import Progress, Turn
 from l2o.sharding import _behind
 
 REPOSITORY = Path(__file__).parents[2]
@@ -64,9 +65,13 @@ def test_a_mesh_of_two_dimensions_trains_as_one_process(results):
 
 
 @pytest.mark.parametrize("case", ["fsdp guarded", "fsdp guarded replicated"])
-def test_the_trust_region_of_sharded_tensors_is_that_of_the_whole_ones(results, case):
+def test_trust_region_and_audition_of_sharded_tensors_are_those_of_the_whole_ones(results, case):
     model, free = make_model(), make_model()
-    train(model, LearnedOptimizer(model.parameters(), RULES["lstm"](), guard=TIGHT), range(6))
+    optimizer = LearnedOptimizer(model.parameters(), RULES["lstm"](), guard=TIGHT)
+    train(model, optimizer, range(6))
+    train(model, optimizer, range(6), losses=AUDITION)
+    progress = Progress(*optimizer.param_groups[0]["guard"])
+    assert (progress.turn, progress.exchanges) == (Turn.RULE, 2)
     train(free, LearnedOptimizer(free.parameters(), RULES["lstm"]()), range(6))
     for result in finished(results, case):
         torch.testing.assert_close(result["end"], numbers(model), rtol=1e-9, atol=1e-11)

@@ -13,11 +13,13 @@ from torch.nn import functional as F
 
 import l2o
 from l2o import Guard, LearnedOptimizer
-from l2o.guard import Progress
-from l2o.optimizer_state import MOMENTS
+from l2o.guard_progress import Progress, Turn
+from l2o.optimizer_state import KEPT, MOMENTS
 from l2o.rules import SGD, Adam, AdamConfig, SGDConfig
 
-EAGER = Guard(smoothing=0.0, rest=2, floor=16.0)
+ALONE = Guard(audition=0)
+"""Without an audition."""
+EAGER = Guard(audition=0, smoothing=0.0, rest=2, floor=16.0)
 """Falls back at the first rise after two losses."""
 
 
@@ -32,7 +34,7 @@ def train_guarded(model, inputs, targets, optimizer, steps, loss=None):
 
 def fallen(model, inputs, targets, rule, **options):
     """An optimizer after three learned steps and the fall-back."""
-    optimizer = LearnedOptimizer(model.parameters(), rule, guard=True, **options)
+    optimizer = LearnedOptimizer(model.parameters(), rule, guard=ALONE, **options)
     train_guarded(model, inputs, targets, optimizer, 3)
     with pytest.warns(UserWarning, match="the loss is nan after 3 steps, so Adam takes over"):
         train_guarded(model, inputs, targets, optimizer, 1, loss=math.nan)
@@ -52,13 +54,13 @@ def test_without_a_guard_losses_change_nothing_bit_for_bit(make_rule, guard):
     train(twin, inputs, targets, plain, 5)
     assert_same(model, twin)
     assert "guard" not in optimizer.param_groups[0] and not optimizer.fallen_back
-    assert all(set(memory).isdisjoint(MOMENTS) for memory in optimizer.state.values())
+    assert all(set(memory).isdisjoint((*MOMENTS, KEPT)) for memory in optimizer.state.values())
 
 
 def test_a_guard_that_never_limits_leaves_the_rule_bit_for_bit(make_rule):
     model, inputs, targets = mlp()
     twin = copy.deepcopy(model)
-    loose = Guard(trust=1e30, rise=1e30, least_patience=1000)
+    loose = Guard(audition=0, trust=1e30, rise=1e30, least_patience=1000)
     train_guarded(model, inputs, targets, LearnedOptimizer(model.parameters(), make_rule(), guard=loose), 5)
     train(twin, inputs, targets, LearnedOptimizer(twin.parameters(), make_rule()), 5)
     assert_same(model, twin)
@@ -99,6 +101,89 @@ def test_without_losses_the_trust_region_stays_and_adam_never_takes_over():
     assert not optimizer.fallen_back and Progress(*optimizer.param_groups[0]["guard"]).steps == 0
 
 
+# ---------------------------------------------------------------- audition
+
+SHORT = Guard(audition=4, smoothing=0.0, trust=1e30, boost=3.0, patience=1e30)
+WINS, LOSES = (1.0, 1.0, 1.0, 0.1, 1.0, 1.0, 1.0, 0.9), (1.0, 1.0, 1.0, 0.9, 1.0, 1.0, 1.0, 0.9)
+"""Losses of both auditions of `SHORT`: the fourth exchanges the weights, the eighth decides."""
+
+
+def play(model, inputs, targets, optimizer, losses):
+    """Train with these losses."""
+    for loss in losses:
+        train_guarded(model, inputs, targets, optimizer, 1, loss=loss)
+
+
+def test_a_rule_that_loses_its_audition_leaves_boosted_adam_as_if_it_had_never_been(float64, make_rule):
+    model, inputs, targets = mlp(dtype=torch.float64)
+    twin = copy.deepcopy(model)
+    optimizer = LearnedOptimizer(model.parameters(), make_rule(), guard=SHORT)
+    with pytest.warns(UserWarning, match="the rule has lost its audition after 7 steps, so Adam takes over"):
+        play(model, inputs, targets, optimizer, LOSES + (0.8, 0.7))
+    train(twin, inputs, targets, torch.optim.Adam(twin.parameters(), lr=3e-3), 6)  # the first four were the rule's
+    for p, other in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, other, rtol=1e-12, atol=1e-14)
+    assert optimizer.fallen_back
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_rule_that_wins_goes_on_bit_for_bit_as_if_there_had_been_no_audition(make_rule, dtype):
+    model, inputs, targets = mlp(dtype=dtype)
+    twin = copy.deepcopy(model)
+    optimizer = LearnedOptimizer(model.parameters(), make_rule(), guard=SHORT)
+    play(model, inputs, targets, optimizer, WINS + (0.1,) * 5)
+    # The steps that exchange the weights make no update: 3 of the first 4 are left, and 5.
+    train(twin, inputs, targets, LearnedOptimizer(twin.parameters(), make_rule()), 8)
+    assert_same(model, twin)
+    assert not optimizer.fallen_back
+
+
+def test_a_loss_that_is_not_finite_after_the_audition_brings_back_the_end_of_adams(float64, rule):
+    model, inputs, targets = mlp(dtype=torch.float64)
+    twin = copy.deepcopy(model)
+    optimizer = LearnedOptimizer(model.parameters(), rule, guard=SHORT)
+    play(model, inputs, targets, optimizer, WINS + (0.1, 0.1))
+    with pytest.warns(UserWarning, match="the loss is nan after 10 steps, so Adam takes over"):
+        play(model, inputs, targets, optimizer, (math.nan,))
+    adam = torch.optim.Adam(twin.parameters(), lr=3e-3)
+    train(twin, inputs, targets, adam, 3)
+    for p, other in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, other, rtol=1e-12, atol=1e-14)
+    play(model, inputs, targets, optimizer, (0.9, 0.9))
+    train(twin, inputs, targets, torch.optim.Adam(twin.parameters(), lr=3e-3), 2)  # it begins anew
+    for p, other in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, other, rtol=1e-12, atol=1e-14)
+
+
+def test_parameters_without_a_gradient_or_with_a_late_one_survive_both_exchanges():
+    early, late, never = (nn.Parameter(torch.tensor([1.0])) for _ in range(3))
+    optimizer = LearnedOptimizer([early, late, never], SGD(SGDConfig(lr=0.1)), guard=SHORT)
+    for step, loss in enumerate(WINS):
+        early.grad = torch.ones(1)
+        late.grad = torch.ones(1) if step >= 5 else None
+        optimizer.step(loss=loss)
+    assert (early.item(), late.item(), never.item()) == (pytest.approx(0.7), 1.0, 1.0)
+    assert Progress(*optimizer.param_groups[0]["guard"]).turn == Turn.RULE
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("seen", [2, 4, 6, 8, 9])
+def test_resuming_is_bit_for_bit_in_every_part_of_an_audition(make_rule, dtype, seen):
+    model, inputs, targets = mlp(dtype=dtype)
+    optimizer = LearnedOptimizer(model.parameters(), make_rule(), guard=SHORT)
+    losses = WINS + (0.1,) * 3
+    play(model, inputs, targets, optimizer, losses[:seen])
+    saved = saved_and_loaded({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    resumed, _, _ = mlp(seed=1, dtype=dtype)
+    resumed.load_state_dict(saved["model"])
+    again = LearnedOptimizer(resumed.parameters(), make_rule(), guard=SHORT)
+    again.load_state_dict(saved["optimizer"])
+    for each, its in ((model, optimizer), (resumed, again)):
+        play(each, inputs, targets, its, losses[seen:])
+    assert_same(model, resumed)
+    assert again.param_groups[0]["guard"] == optimizer.param_groups[0]["guard"]
+
+
 # ---------------------------------------------------------------- falling back
 
 
@@ -131,7 +216,7 @@ def test_after_a_loss_that_is_not_finite_the_steps_are_torchs_adamw_with_the_sam
 
 def test_after_a_rise_the_steps_are_torchs_adam_with_a_boosted_lr_which_further_rises_take_away(float64, rule):
     model, inputs, targets = mlp(dtype=torch.float64)
-    guard = Guard(smoothing=0.0, rest=2, floor=16.0, cool=0.5, boost=3.0)
+    guard = Guard(audition=0, smoothing=0.0, rest=2, floor=16.0, cool=0.5, boost=3.0)
     optimizer = LearnedOptimizer(model.parameters(), rule, guard=guard)
     for loss in (1.0, 0.9, 0.8):
         train_guarded(model, inputs, targets, optimizer, 1, loss=loss)
@@ -200,7 +285,7 @@ def test_a_maximized_objective_may_rise_and_may_not_fall():
 
 
 def test_groups_added_after_the_fall_back_are_adams_too():
-    optimizer = LearnedOptimizer([parameter([1.0], [1.0])], SGD(SGDConfig(lr=1.0)), guard=True)
+    optimizer = LearnedOptimizer([parameter([1.0], [1.0])], SGD(SGDConfig(lr=1.0)), guard=ALONE)
     with pytest.warns(UserWarning, match="the loss is inf after 0 steps"):
         optimizer.step(loss=math.inf)
     new = parameter([1.0], [2.0])
@@ -240,7 +325,7 @@ def saved_and_loaded(thing):
 @pytest.mark.filterwarnings("ignore:.* Adam takes over")
 def test_resuming_is_bit_for_bit_before_and_after_the_fall_back(make_rule, dtype, state_dtype, last, boost):
     model, inputs, targets = mlp(dtype=dtype)
-    guard = Guard(smoothing=0.0, rest=2, floor=16.0, boost=3.0, cool=0.5)
+    guard = Guard(audition=0, smoothing=0.0, rest=2, floor=16.0, boost=3.0, cool=0.5)
     options = {"guard": guard, "state_dtype": state_dtype}
     optimizer = LearnedOptimizer(model.parameters(), make_rule(), **options)
     for loss in (1.0, 0.9, 0.8, last):
@@ -290,7 +375,7 @@ def test_memory_tells_the_bytes_that_a_guarded_step_leaves(make_rule, dtype):
     held = sum(value.nbytes for memory in optimizer.state.values() for value in memory.values())
     told = [l2o.memory(make_rule(), params(), torch.bfloat16, guard=guard).total for guard in (True, None)]
     assert told[0] == held
-    assert told[0] - told[1] == 7 * 2 * (8 if dtype is torch.float64 else 4)
+    assert told[0] - told[1] == 7 * 3 * (8 if dtype is torch.float64 else 4)
 
 
 # ---------------------------------------------------------------- errors
@@ -326,5 +411,5 @@ def test_states_with_and_without_a_guard_do_not_fit_each_other():
         make(True).load_state_dict(make(None).state_dict())
     damaged = make(True).state_dict()
     damaged["param_groups"][0]["guard"] = (1.0,)
-    with pytest.raises(ValueError, match="'guard' in the saved group 0 should be 9 numbers, got"):
+    with pytest.raises(ValueError, match="'guard' in the saved group 0 should be 13 numbers, got"):
         make(True).load_state_dict(damaged)

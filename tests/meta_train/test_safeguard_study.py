@@ -2,17 +2,18 @@
 
 import csv
 import json
+import math
 
 import pytest
 import torch
 
 import l2o
 from meta_train import safeguard_study
-from meta_train.safeguard_problems import HELD_OUT, SEEN, TUNING, samples
+from meta_train.safeguard_problems import HELD_OUT, SEEN, TUNING, one_against_the_rest, samples, squares
 from meta_train.safeguard_report import Ends, read_ends, write_safeguard_report
 from meta_train.safeguard_study import Run, run, run_safeguard
 
-SMALL = "digits, sigmoid 32, LayerNorm"
+SMALL, OTHER = "digits, sigmoid 2 × 24, margins", "digits, autoencoder 24, sigmoid"
 
 
 @pytest.fixture
@@ -20,18 +21,31 @@ def short(monkeypatch):
     """Forty steps, two seeds, two optimizees that need no files."""
     monkeypatch.setattr(safeguard_study, "STEPS", 40)
     monkeypatch.setattr(safeguard_study, "SEEDS", 2)
-    names = (SMALL, "diabetes, GELU 3 × 12")
-    monkeypatch.setattr(safeguard_study, "HELD_OUT", {name: HELD_OUT[name] for name in names})
+    monkeypatch.setattr(safeguard_study, "HELD_OUT", {name: HELD_OUT[name] for name in (SMALL, OTHER)})
 
 
 def test_twenty_held_out_optimizees_share_no_network_with_those_seen_before():
     def forms(optimizees):
         return {
-            (optimizee.data.removesuffix("-28"), repr(optimizee.build())) for optimizee in optimizees.values()
-        }  # fmt: skip
+            (optimizee.data.removesuffix("-28"), repr(optimizee.build()), str(optimizee.loss))
+            for optimizee in optimizees.values()
+        }
 
     assert len(HELD_OUT) == len(forms(HELD_OUT)) == 20
     assert forms(HELD_OUT).isdisjoint(forms(TUNING) | forms(SEEN))
+
+
+def test_losses_on_one_hot_classes_equal_the_formulas():
+    outputs, classes = torch.tensor([[0.5, -1.0, 2.0]], dtype=torch.float64), torch.tensor([2])
+    assert squares(outputs, classes).item() == pytest.approx((0.25 + 1 + 1) / 3, rel=1e-12)
+    chances = [1 / (1 + math.exp(-x)) for x in (0.5, -1.0, 2.0)]
+    expected = -(math.log(1 - chances[0]) + math.log(1 - chances[1]) + math.log(chances[2])) / 3
+    assert one_against_the_rest(outputs, classes).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_targets_of_digits_itself_are_its_pixels():
+    inputs, targets = samples("digits-itself", "test")
+    assert torch.equal(targets, inputs.flatten(1)) and targets.shape[1] == 64
 
 
 def test_diabetes_is_standardised_and_its_halves_are_disjoint():
@@ -50,7 +64,7 @@ def test_runs_of_a_seed_start_alike_and_depend_on_the_seed_alone(short):
 
 
 def test_the_step_at_which_adam_took_over_is_noted(short):
-    strict = l2o.Guard(floor=16.0, least_patience=1, patience=1e-9, rest=1, smoothing=0.0)
+    strict = l2o.Guard(audition=0, floor=16.0, least_patience=1, patience=1e-9, rest=1, smoothing=0.0)
     result = run(HELD_OUT[SMALL], lambda params: l2o.load("lstm-digits", params, lr=0.0, guard=strict), 0)
     assert result.fell_back_at is not None and 0 < result.fell_back_at < 10
 
