@@ -154,6 +154,15 @@ class ModelBasedRule(UpdateRule):
     layers: int | None = None
     """Number of steps that have weights of their own; a later step uses those of the last. None: all are alike."""
 
+    iterated: tuple[str, ...] = ()
+    """Entries of the state that converge along with x (dual variables), each with the batch axes of x first.
+
+    Together with x they are the fixed point that `solve(gradient="implicit")` differentiates: its map is
+    `iterate` on the state of a fresh `init_problem` with these entries put in, so that everything else, factorisations
+    and step sizes, is a function of the problem and differentiated with it. Momentum does not belong here: at a fixed
+    point it starts afresh.
+    """
+
     @abstractmethod
     def init_problem(self, problem: Any, x: Tensor) -> State:
         """Return the state before the first step from x: a NamedTuple of tensors; what is computed once goes here."""

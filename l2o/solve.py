@@ -1,15 +1,22 @@
-"""Run a rule on a problem: for a number of steps, or to a certified accuracy."""
+"""Run a rule on a problem: for a number of steps, or to a certified accuracy; with a gradient, if one is wanted."""
 
 import operator
-from collections.abc import Callable
+import warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from l2o.certificate import Certificate, certify
+from l2o.fixed_point import GradientMode
+from l2o.implicit import Policy
+from l2o.linear_solvers import LinearReport, LinearSolver
 from l2o.problem import Problem
-from l2o.rule import ModelBasedRule, Observation, State, UpdateRule
+from l2o.rule import State, UpdateRule
+from l2o.solve_gradient import Gradient, attach_fixed_point
+from l2o.stepping import init_state, make_step, stepper
+
+__all__ = ["MAX_STEPS", "Solution", "init_state", "make_step", "solve", "stepper"]
 
 MAX_STEPS = 10_000
 """Steps after which `solve(tol=…)` gives up unless told otherwise."""
@@ -27,10 +34,18 @@ class Solution(NamedTuple):
     steps: int
     """Steps made."""
     converged: bool
-    """Whether every item reached the tolerance; True where none was asked for."""
+    """Whether every item reached the tolerance; where none was asked for, whether every item is finite."""
+    report: LinearReport | None = None
+    """How the linear system of gradient="implicit" was solved; filled in by the backward pass."""
+
+    def __repr__(self) -> str:
+        """One line: shapes, and the largest gap."""
+        return (
+            f"Solution(x={_shape(self.x)}, history={_shape(self.history)}, {self.certificate!r}, "
+            f"steps={self.steps}, converged={self.converged})"
+        )
 
 
-@torch.no_grad()
 def solve(
     rule: UpdateRule,
     problem: Problem,
@@ -40,19 +55,37 @@ def solve(
     max_steps: int = MAX_STEPS,
     start: Tensor | None = None,
     history: bool = True,
+    gradient: GradientMode | None = None,
+    last: int = 1,
+    residual_tol: float | None = None,
+    adjoint: LinearSolver | None = None,
+    on_failure: Policy = "raise",
 ) -> Solution:
     """Minimise ½‖Ax − b‖² + g(x) + h(Kx) by the steps of a rule, all items at once.
+
+    With a gradient mode, x carries the gradient to the weights of the rule and to what the problem is made of: b, A, λ.
+    The Lipschitz bound and the step sizes that come from it are constants in all modes.
 
     Args:
         rule: model-based, or a gradient rule (LSTM, Adam, …), which is given the (sub)gradient of F.
         steps: how many; None with no `tol` takes the number of layers that the rule was trained for.
         tol: stop as soon as the relative duality gap, (F(x) − D) / F(x), is at most this for every item; checked after
-            0, 1, 2, 4, … and every 10 steps. Where there is an h, D uses the entry `dual` of the rule's state.
+            0, 1, 2, 4, … and every 10 steps. Where there is an h, D uses the entry `dual` of the rule's state. An
+            iterate that is not finite stops the run with a RuntimeWarning.
         max_steps: give up after these many, with `converged` False; only with `tol`.
         start: first iterate, the shape of x; None is 0.
-        history: whether to evaluate F after every step.
+        history: whether to evaluate F after every step; it has a graph where the step has one.
+        gradient: None: no graph at all. "unrolled": through all steps. "truncated": through the last ones. "one_step":
+            through the last one. "implicit": of the fixed point, from one step and a linear system.
+        last: steps in the graph of gradient="truncated"; with `tol` they come after the tolerance was reached.
+        residual_tol: largest relative change ‖T(u) − u‖ / ‖u‖ by a step at which gradient="implicit" is valid; None:
+            1e-6 in float64, 1e-4 in float32.
+        adjoint: linear solver of gradient="implicit"; None: GMRES().
+        on_failure: what to do if gradient="implicit" is not valid: "raise", "warn" or "ignore".
 
     Raises:
+        NotConvergedError: if gradient="implicit", but the rule has not come to a fixed point, or in the backward pass
+            its linear system was not solved.
         TypeError: if the rule is none, but a name for instance, or a number of steps is no integer.
         ValueError: if both or neither of steps and tol are given (and the rule has no number of layers), one is out of
             its range, or the start has another shape.
@@ -60,60 +93,82 @@ def solve(
     if not isinstance(rule, nn.Module):
         raise TypeError(f"rule must be an UpdateRule, got {rule!r}; of a name, l2o.load_rule(name) makes one")
     limit = _limit(rule, steps, tol, max_steps)
-    x = problem.zeros() if start is None else _checked(start, problem)
-    state = init_state(rule, problem, x)
-    values = [problem.value(x)] if history else []
-    made, certificate = 0, None
+    how = Gradient(gradient, last, residual_tol, adjoint, on_failure)
+    if not torch.is_grad_enabled():
+        how = Gradient()
+    first = problem.zeros() if start is None else _checked(start, problem)
+    tail = {"truncated": last, "one_step": 1}.get(how.mode or "", 0)
+    with torch.set_grad_enabled(
+        how.mode not in (None, "implicit")
+    ):  # what a rule computes once is in the graph of every recorded step
+        walk = _Walk(first, init_state(rule, problem, first), 0, [problem.value(first)] if history else [])
+    with torch.set_grad_enabled(how.mode == "unrolled"):
+        walk = _walk(rule, problem, walk, limit if tol is not None else max(limit - tail, 0), tol)
+    walk = _walk(rule, problem, walk, walk.made + tail if tol is not None else limit, None) if tail else walk
+    certificate, finite = walk.certificate or _certify(problem, walk.x, walk.state), _is_finite(walk.x)
+    if tol is not None and not finite:
+        warnings.warn(_not_finite(rule, problem, walk), RuntimeWarning, stacklevel=2)
+    x, report = walk.x, None
+    if how.mode == "implicit":
+        x, report = attach_fixed_point(rule, problem, x, walk.state, walk.made, first, how)
+    curve = torch.stack(walk.values) if history else x.new_empty((0, *problem.batch_shape))
+    converged = finite and (tol is None or bool((certificate.relative_gap <= tol).all()))
+    return Solution(x, curve, certificate, walk.made, converged, report)
+
+
+class _Walk(NamedTuple):
+    """A run so far."""
+
+    x: Tensor
+    state: State
+    made: int
+    values: list[Tensor]
+    """F at the start and after every step, if it was asked for."""
+    certificate: Certificate | None = None
+    """That of x, if it is known."""
+
+
+def _walk(rule: UpdateRule, problem: Problem, walk: _Walk, limit: int, tol: float | None) -> _Walk:
+    """Go on until `limit` steps have been made in all, or the tolerance is reached, or x is not finite."""
+    x, state, made, values, certificate = walk
+    values, history = list(values), bool(values)
     while made < limit:
-        if tol is not None and _is_checkpoint(made):
-            certificate = _certify(problem, x, state)
-            if bool((certificate.relative_gap <= tol).all()):
+        if tol is not None:
+            if not _is_finite(x):
                 break
+            if _is_checkpoint(made):
+                certificate = _certify(problem, x, state)
+                if bool((certificate.relative_gap <= tol).all()):
+                    break
         x, state = make_step(rule, problem, x, state, made)
         made, certificate = made + 1, None
         if history:
             values.append(problem.value(x))
-    certificate = certificate or _certify(problem, x, state)
-    curve = torch.stack(values) if history else x.new_empty((0, *problem.batch_shape))
-    return Solution(x, curve, certificate, made, tol is None or bool((certificate.relative_gap <= tol).all()))
+    return _Walk(x, state, made, values, certificate)
 
 
-def stepper(rule: UpdateRule, problem: Problem, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return the function x_t ↦ x_{t+1} of a run that starts at x; it carries the rule's state and counts its steps."""
-    state, step = init_state(rule, problem, x), 0
-
-    def advance(x: Tensor) -> Tensor:
-        nonlocal state, step
-        x, state = make_step(rule, problem, x, state, step)
-        step += 1
-        return x
-
-    return advance
+def _is_finite(x: Tensor) -> bool:
+    return bool(torch.isfinite(x).all())
 
 
-def init_state(rule: UpdateRule, problem: Problem, x: Tensor) -> State:
-    """Return a rule's state before its first step on a problem."""
-    return rule.init_problem(problem, x) if isinstance(rule, ModelBasedRule) else rule.init_state({"x": x})
+def _not_finite(rule: UpdateRule, problem: Problem, walk: _Walk) -> str:
+    items = int((~torch.isfinite(walk.x)).flatten(-problem.ndim).any(-1).sum())
+    of = torch.Size(problem.batch_shape).numel()
+    return (
+        f"{type(rule).__name__} stopped after {walk.made} steps: {items} of {of} items are no longer finite. "
+        "Check the data, or take a smaller step size"
+    )
 
 
-def make_step(rule: UpdateRule, problem: Problem, x: Tensor, state: State, step: int) -> tuple[Tensor, State]:
-    """Return the next iterate and state of any rule."""
-    if isinstance(rule, ModelBasedRule):
-        return rule.iterate(problem, x, state, step)
-    observation = Observation({"x": x}, {"x": _subgradient(problem, x)}, None, torch.tensor(step), problem)
-    params, state = rule(observation, state)
-    return params["x"], state
-
-
-def _subgradient(problem: Problem, x: Tensor) -> Tensor:
-    """A subgradient of F by autograd: for ‖x‖₁ that is sign(x), 0 at 0."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        return torch.autograd.grad(problem.value(x).sum(), x)[0]
-
-
+@torch.no_grad()
 def _certify(problem: Problem, x: Tensor, state: State) -> Certificate:
-    return certify(problem, x, getattr(state, "dual", None) if problem.composite is not None else None)
+    """The certificate of x; nan for items that are not finite."""
+    dual = getattr(state, "dual", None) if problem.composite is not None else None
+    finite = torch.isfinite(x).flatten(-problem.ndim).all(-1)
+    if bool(finite.all()):
+        return certify(problem, x, dual)
+    found = certify(problem, x.nan_to_num(0.0, 0.0, 0.0), None if dual is None else dual.nan_to_num(0.0, 0.0, 0.0))
+    return Certificate(*(torch.where(finite, bound, torch.nan) for bound in found))
 
 
 def _limit(rule: UpdateRule, steps: int | None, tol: float | None, max_steps: int) -> int:
@@ -141,3 +196,7 @@ def _checked(start: Tensor, problem: Problem) -> Tensor:
 
 def _is_checkpoint(made: int) -> bool:
     return made % 10 == 0 or made & (made - 1) == 0
+
+
+def _shape(x: Tensor) -> str:
+    return f"{x.dtype} {tuple(x.shape)}".removeprefix("torch.")

@@ -61,6 +61,8 @@ class ADMMConfig:
 class ADMM(ModelBasedRule):
     """A ridge regression, a prox and a dual step in turn; nothing is learned."""
 
+    iterated = ("scaled_dual",)
+
     def __init__(self, config: ADMMConfig | None = None):
         super().__init__()
         self.config = config or ADMMConfig()
@@ -91,13 +93,12 @@ def _factors(problem: Problem, rho: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     none = x.new_empty(0)
     if not isinstance(problem.operator, Dictionary | Matrix):
         return none, none
-    with torch.no_grad():
-        A, rho = problem.operator.matrix.double(), rho.double()[..., None, None]
-        wide = A.shape[-1] > 2 * A.shape[-2]
-        gram = A @ A.mT if wide else A.mT @ A
-        identity = torch.eye(gram.shape[-1], dtype=A.dtype, device=A.device)
-        factor = torch.linalg.cholesky(gram + rho * identity)
-        solved = torch.cholesky_solve(A if wide else identity.expand_as(gram), factor).to(x.dtype)
+    A, rho = problem.operator.matrix.double(), rho.double()[..., None, None]
+    wide = A.shape[-1] > 2 * A.shape[-2]
+    gram = A @ A.mT if wide else A.mT @ A
+    identity = torch.eye(gram.shape[-1], dtype=A.dtype, device=A.device)
+    factor = torch.linalg.cholesky(gram + rho * identity)
+    solved = torch.cholesky_solve(A if wide else identity.expand_as(gram), factor).to(x.dtype)
     return (none, solved) if wide else (solved, none)
 
 

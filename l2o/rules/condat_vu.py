@@ -49,6 +49,8 @@ class CondatVuConfig:
 class CondatVu(ModelBasedRule):
     """A proximal gradient step on x, then a proximal step on the dual variable of h; nothing is learned."""
 
+    iterated = ("dual",)
+
     def __init__(self, config: CondatVuConfig | None = None):
         super().__init__()
         self.config = config or CondatVuConfig()

@@ -133,7 +133,9 @@ class FISTA(ModelBasedRule):
     def _uses_gram(self, problem: Problem) -> bool:
         """n² multiplications with AᵀA against 2mn with A and Aᵀ."""
         operator = problem.operator
-        shared = isinstance(operator, Dictionary) and operator.matrix.dim() == 2 and not self.config.backtracking
+        if not isinstance(operator, Dictionary) or operator.matrix.requires_grad:  # its AᵀA is a constant
+            return False
+        shared = operator.matrix.dim() == 2 and not self.config.backtracking
         return shared and operator.in_shape[0] <= 2 * operator.out_shape[0]
 
     def _backtrack(

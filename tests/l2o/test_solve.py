@@ -148,3 +148,33 @@ def test_what_is_no_rule_or_no_number_of_steps_is_refused(rule, options, message
 def test_a_start_may_come_from_numpy(float64):
     start = np.full((2, 16), 0.5)
     torch.testing.assert_close(l2o.solve(ISTA(), lasso(2), steps=0, start=start).x, torch.from_numpy(start))
+
+
+class Exploding(ISTA):
+    """Doubles the first item, which overflows; the second stays."""
+
+    def iterate(self, problem, x, state, step):
+        return x * torch.tensor([1e30, 1.0])[:, None] + 1, state
+
+
+def test_a_run_that_is_not_finite_has_not_converged():
+    problem = lasso(2)
+    solution = l2o.solve(Exploding(), problem, steps=5)
+    assert not solution.converged and solution.steps == 5 and not torch.isfinite(solution.x).all()
+    assert solution.certificate.primal[0].isnan() and solution.certificate.primal[1].isfinite()
+    assert l2o.solve(ISTA(), problem, steps=5).converged
+
+
+def test_a_run_to_a_tolerance_stops_and_warns_where_it_is_not_finite():
+    message = r"Exploding stopped after 3 steps: 1 of 2 items are no longer finite. Check the data, or take a smaller"
+    with pytest.warns(RuntimeWarning, match=message):
+        solution = l2o.solve(Exploding(), lasso(2), tol=1e-6)
+    assert solution.steps == 3 and not solution.converged and solution.history.shape == (4, 2)
+    with pytest.warns(RuntimeWarning, match="stopped after 0 steps: 2 of 2 items"):
+        l2o.solve(ISTA(), lasso(2), tol=1e-6, start=torch.full((2, 16), torch.nan))
+
+
+def test_a_solution_prints_in_one_line():
+    text = repr(l2o.solve(FISTA(), lasso(3), steps=4))
+    assert text.startswith("Solution(x=float32 (3, 16), history=float32 (5, 3), ") and "\n" not in text
+    assert "steps=4, converged=True" in text and len(text) < 200

@@ -1,0 +1,118 @@
+"""Anderson acceleration: the next iterate from the last few, for a fixed point or a linear system.
+
+    r_k = T(u_k) − u_k,   γ = argmin ‖r_k − ΔR γ‖,   u_{k+1} = u_k + β r_k − (ΔU + β ΔR) γ
+
+ΔU and ΔR hold the last m differences of iterates and residuals. Source: Walker & Ni 2011, Anderson acceleration for
+fixed-point iterations, SIAM J. Numer. Anal. 49(4), eq. 2.2; the safeguard, a plain step and an empty memory where the
+residual has grown, is a simple form of Zhang, O'Donoghue & Boyd 2020, SIAM J. Optim. 30(4), §3.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from l2o.linear_solvers import LinearSolver, MatrixProduct, Run, norms, ratio
+
+Advance = Callable[[Tensor, Tensor], Tensor]
+"""(u_k, T(u_k)) ↦ u_{k+1}, shapes (items, n)."""
+
+
+@dataclass(frozen=True)
+class Anderson:
+    """Anderson acceleration of a fixed-point iteration, each item by itself."""
+
+    memory: int = 5
+    """m, differences kept, at least 1."""
+    mixing: float = 1.0
+    """β, in (0, 1]: below 1 damps."""
+    growth: float = 2.0
+    """The memory of an item is emptied where its residual is this many times the last one."""
+
+    def __post_init__(self):
+        """Check the ranges.
+
+        Raises:
+            ValueError: if the memory is below 1, the mixing outside (0, 1] or the growth not above 1.
+        """
+        if self.memory < 1 or not 0 < self.mixing <= 1 or not self.growth > 1:
+            raise ValueError(f"need memory ≥ 1, 0 < mixing ≤ 1 and growth > 1, got {self}")
+
+    def stepper(self) -> Advance:
+        """Return the function that makes the next iterate; it carries the memory of one run, without a graph."""
+        return _Memory(self).advance
+
+
+class _Memory:
+    """The differences of one run."""
+
+    def __init__(self, options: Anderson):
+        self.options, self.last = options, None
+        self.moves: list[Tensor] = []
+        self.changes: list[Tensor] = []
+
+    @torch.no_grad()
+    def advance(self, u: Tensor, image: Tensor) -> Tensor:
+        residual = image - u
+        if self.last is not None:
+            self._remember(u, residual)
+        self.last = u, residual
+        step = self.options.mixing * residual
+        if not self.moves:
+            return u + step
+        moves, changes = torch.stack(self.moves, -1), torch.stack(self.changes, -1)
+        gamma = _least_squares(changes, residual).unsqueeze(-1)
+        return u + step - ((moves + self.options.mixing * changes) @ gamma).squeeze(-1)
+
+    def _remember(self, u: Tensor, residual: Tensor) -> None:
+        assert self.last is not None
+        fine = norms(residual) <= self.options.growth * norms(self.last[1])
+        keep = fine.unsqueeze(-1)
+        self.moves = [torch.where(keep, move, 0.0) for move in [*self.moves, u - self.last[0]]][-self.options.memory :]
+        new = [*self.changes, residual - self.last[1]]
+        self.changes = [torch.where(keep, change, 0.0) for change in new][-self.options.memory :]
+
+
+def _least_squares(columns: Tensor, right: Tensor) -> Tensor:
+    """Return argmin ‖right − columns γ‖ for every item, shape (items, m); 0 for columns that are 0 or dependent."""
+    scale = torch.linalg.vector_norm(columns, dim=1, keepdim=True)
+    U, S, Vh = torch.linalg.svd(ratio(columns, scale), full_matrices=False)
+    kept = S > 10 * torch.finfo(S.dtype).eps * S[:, :1]
+    weights = torch.where(kept, ratio((U.mT @ right.unsqueeze(-1)).squeeze(-1), S), 0.0)
+    return ratio((Vh.mT @ weights.unsqueeze(-1)).squeeze(-1), scale.squeeze(1))
+
+
+@dataclass(frozen=True)
+class AndersonSolver(LinearSolver):
+    """Anderson acceleration of x ↦ x + (b − A x): like GMRES, with a sliding memory instead of restarts."""
+
+    tol: float | None = None
+    """Relative residual to reach; None: 1e-10 in float64, 1e-5 in float32."""
+    memory: int = 10
+    """Differences kept, at least 1."""
+    max_iterations: int = 1000
+    """Products with A, at most."""
+
+    def run(self, product: MatrixProduct, b: Tensor, tol: float) -> Run:
+        """Advance the items that are not done."""
+        memory = _Memory(Anderson(self.memory))
+        x, target = torch.zeros_like(b), 0.5 * tol * norms(b)
+        largest, smallest = torch.zeros_like(target), torch.full_like(target, torch.inf)
+        made, note = 0, "raise max_iterations or memory"
+        while made < self.max_iterations:
+            left = b - product(x)
+            length = norms(left)
+            if bool((length <= target).all()):
+                break
+            if not bool((length <= 1e6 * norms(b)).all()):  # also where it is nan
+                note = "the iterates grow: use GMRES()"
+                break
+            open_ = (length > target).unsqueeze(-1)
+            x = torch.where(open_, memory.advance(x, x + left), x)
+            made += 1
+            if memory.moves:  # A Δx = −Δr: what A does to the directions that were walked
+                gain = ratio(norms(memory.changes[-1]), norms(memory.moves[-1]))
+                largest = torch.maximum(largest, gain)
+                smallest = torch.where(gain > 0, torch.minimum(smallest, gain), smallest)
+        return Run(x, made, largest, torch.where(torch.isfinite(smallest), smallest, 1.0), note)
