@@ -9,20 +9,18 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from l2o.checkpoint import load_rule, read_card, save_rule
-from l2o.problem import Problem
+from l2o.checkpoint import find, load_rule, read_card, save_rule
 from l2o.rule import ModelBasedRule
 from l2o.rules import ADMM, FISTA, ISTA, ADMMConfig, FISTAConfig, Safeguarded
 from meta_train import lasso_settings as chosen
 from meta_train.lasso_race import TOLERANCES, Methods, Row, keep_memory, optima, points, race_all, setup_ms, summarise
-from meta_train.lasso_settings import SETTINGS, STEPS, TRAINING, UNSEEN
+from meta_train.lasso_settings import SETTINGS, STEPS, TRAINING, UNSEEN, rule_name
+from meta_train.lasso_solvers import reference_rows
 from meta_train.lasso_tuning import tune_admm
 from meta_train.run_directory import describe_environment
 from tasks import Lasso
@@ -52,19 +50,20 @@ def run_lasso(checkpoints: Sequence[str], out: Path, command: str) -> None:
         tried += [{"setting": setting, **row} for row in rows]
         print(f"{setting}: {admm[setting]}", flush=True)
     tables = {"admm": tried, "summary": [], "curves": [], "unseen": []}
-    gaps = {setting: _race_all(setting, rules[setting], admm[setting], tables) for setting in SETTINGS}
+    raced = {setting: _race_all(setting, rules[setting], admm[setting], tables) for setting in SETTINGS}
     for name, family in UNSEEN.items():
         tables["unseen"].append({"setting": name, **_compare(family, rules["λ = 0.1"][0], admm)})
         print(tables["unseen"][-1], flush=True)
     for name, rows in tables.items():
         _write_csv(out / f"{name}.csv", rows)
-    (out / "lasso.json").write_text(json.dumps(_facts(command, gaps, admm), indent=2) + "\n")
+    (out / "lasso.json").write_text(json.dumps(_facts(command, raced, admm), indent=2) + "\n")
 
 
-def _facts(command: str, gaps: dict[str, float], admm: dict[str, ADMMConfig]) -> Row:
+def _facts(command: str, raced: dict[str, tuple[float, list[str]]], admm: dict[str, ADMMConfig]) -> Row:
     facts = {
         "command": command,
-        "gaps": gaps,
+        "gaps": {setting: gap for setting, (gap, _) in raced.items()},
+        "missing": sorted({name for _, missing in raced.values() for name in missing}),
         "training": TRAINING,
         "setup_ms": setup_ms(),
         "problems": chosen.PROBLEMS,
@@ -76,25 +75,33 @@ def _facts(command: str, gaps: dict[str, float], admm: dict[str, ADMMConfig]) ->
 
 def _race_all(
     setting: str, trained: tuple[ModelBasedRule, Row], admm: ADMMConfig, tables: dict[str, list[Row]]
-) -> float:
-    """Add the rows of a setting to the tables; return the largest duality gap of F*."""
+) -> tuple[float, list[str]]:
+    """Add the rows of a setting to the tables; return the largest duality gap of F* and the solvers left out."""
     family = SETTINGS[setting]
     problem = family.problem(family.sample_tasks(chosen.PROBLEMS, torch.Generator().manual_seed(chosen.TEST_CODES)))
-    optimum, gap = optima(problem)
-    row: Row = {}
-    for name, run in race_all(problem, _methods(trained[0], admm), optimum).items():
-        facts = trained[1] if name.startswith("learned") else {"parameters": 0, "train_cpu_s": ""}
+    best, row = optima(problem), {}
+    for name, run in race_all(problem, _methods(trained[0], admm), best).items():
+        facts = trained[1] if name.startswith("learned") else _facts_of(name)
         row = {"setting": setting, "method": name, **summarise(run), **facts}
         tables["summary"].append(row)
         tables["curves"] += [{"setting": setting, "method": name, **point} for point in points(run)]
         print(f"{setting}: {name}: {row}", flush=True)
-    tables["summary"].append({"setting": setting, **_coordinate_descent(problem, optimum, row)})
-    return gap
+    rows, missing = reference_rows(problem, best, min(chosen.REFERENCE_PROBLEMS, chosen.PROBLEMS), row)
+    tables["summary"] += [{"setting": setting, **row} for row in rows]
+    return best.gap, missing
+
+
+def _facts_of(name: str) -> Row:
+    """Return weights and training time of a shipped rule, and none for a classic."""
+    if name not in chosen.MODEL_FREE:
+        return {"parameters": 0, "train_cpu_s": ""}
+    seconds = read_card(find(name)).get("training", {}).get("cpu_s", "")
+    return {"parameters": sum(p.numel() for p in load_rule(name).parameters()), "train_cpu_s": seconds}
 
 
 def trained(setting: str, folder: Path) -> tuple[ModelBasedRule, Row]:
     """Return a setting's learned rule and what the table says of it, trained now if it is not in the folder."""
-    path = folder / f"firm-alista-{SETTINGS[setting].strength:g}"
+    path = folder / rule_name(SETTINGS[setting].strength)
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as scratch:
@@ -116,45 +123,21 @@ def _methods(learned: ModelBasedRule, admm: ADMMConfig) -> Methods:
         "FISTA + Newton": Safeguarded(None),
     }  # fmt: skip
     methods: Methods = {name: (rule, STEPS[name]) for name, rule in rules.items()}
+    methods |= {name: (load_rule(name), steps) for name, steps in chosen.MODEL_FREE.items()}
     methods["learned"] = learned, learned.layers or 1
     methods["learned + safeguarded"] = Safeguarded(learned), chosen.SAFEGUARDED_STEPS
     return methods
 
 
-def _coordinate_descent(problem: Problem, optimum: Tensor, like: Row) -> Row:
-    """Return the row of scikit-learn with a precomputed Gram matrix, its tolerance halved until F is met."""
-    from sklearn.linear_model import Lasso as CoordinateDescent  # an extra that only this row needs
-
-    A, count = problem.operator.matrix.double(), chosen.COORDINATE_DESCENT_PROBLEMS  # pyright: ignore
-    gram, matrix = (A.mT @ A).numpy(), A.numpy()
-    row: Row = dict.fromkeys(key for key in like if key != "setting") | {"method": "scikit-learn CD (50 problems)"}
-    for tolerance in TOLERANCES:
-        for sklearn_tolerance in (10.0**-k for k in range(2, 12)):
-            rule = CoordinateDescent(
-                problem.regularizer.strength / len(matrix), fit_intercept=False, precompute=gram, tol=sklearn_tolerance,  # pyright: ignore
-                max_iter=10_000,
-            )  # fmt: skip
-            begun, codes = time.process_time(), []
-            for b in problem.b[:count].double().numpy():
-                codes.append(torch.from_numpy(rule.fit(matrix, b).coef_.copy()))
-            seconds = time.process_time() - begun
-            part = Problem(problem.operator, problem.b[:count], problem.regularizer).double()
-            errors = (part.value(torch.stack(codes)) - optimum[:count]) / optimum[:count]
-            if errors.mean() <= tolerance:
-                row[f"ms_mean_{tolerance:.0e}"] = f"{1000 * seconds / count:.4g}"
-                break
-    return row | {"parameters": 0}
-
-
 def _compare(family: Lasso, learned: ModelBasedRule, admm: dict[str, ADMMConfig]) -> Row:
     """Return the times of FISTA-restart, ADMM and the safeguarded rule on a family, the median of races in turn."""
     problem = family.problem(family.sample_tasks(chosen.PROBLEMS, torch.Generator().manual_seed(chosen.UNSEEN_CODES)))
-    optimum, gap = optima(problem)
+    best = optima(problem)
     config = admm.get(f"λ = {family.strength:g}", admm["λ = 0.1"])
     rules = {"fista": FISTA(), "ours": Safeguarded(learned), "admm": ADMM(config)}
     methods = {name: (rule, chosen.UNSEEN_STEPS) for name, rule in rules.items()}
-    runs = race_all(problem, methods, optimum, count=False)
-    row: Row = {"gap": f"{gap:.1e}", "accepted": f"{runs['ours'].accepted:.3f}"}
+    runs = race_all(problem, methods, best, count=False)
+    row: Row = {"gap": f"{best.gap:.1e}", "accepted": f"{runs['ours'].accepted:.3f}"}
     for tolerance in TOLERANCES:
         label = f"{tolerance:.0e}"
         known = {name: summarise(run)[f"ms_mean_{label}"] for name, run in runs.items()}

@@ -17,10 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from l2o.problem import Problem
 from l2o.proximal import Dictionary
-from l2o.rule import ModelBasedRule
-from l2o.rules import Safeguarded, acceptance_rate
+from l2o.rule import ModelBasedRule, UpdateRule
+from l2o.rules import ProximalLSTM, Safeguarded, acceptance_rate
 from l2o.rules.safeguarded import SafeguardedState
 from l2o.solve import init_state, make_step, solve
+from meta_train.recovery_measures import support_f1
 from tasks import Lasso
 
 TOLERANCES = (1e-4, 1e-6)
@@ -40,22 +41,35 @@ class Run(NamedTuple):
     """Products with AᵀA (2n² operations) per problem, shape (steps,); the Newton steps' own work is not among them."""
     accepted: float
     """Fraction of the candidates that were kept; NaN without a safeguard."""
+    f1: float = float("nan")
+    """Of the support of the last iterate, against that of the minimiser; mean over problems."""
+
+
+class Optima(NamedTuple):
+    """What the methods are compared with."""
+
+    values: Tensor
+    """F* of every problem, float64, shape (problems,)."""
+    gap: float
+    """The largest relative duality gap."""
+    x: Tensor
+    """The minimisers, float64, shape (problems, columns)."""
 
 
 @torch.no_grad()
-def optima(problem: Problem, steps: int = 5000) -> tuple[Tensor, float]:
-    """Return F* of every problem in float64, and the largest relative duality gap."""
-    certificate = solve(Safeguarded(None), problem.double(), tol=1e-11, max_steps=steps, history=False).certificate
-    return certificate.primal, certificate.relative_gap.max().item()
+def optima(problem: Problem, steps: int = 5000) -> Optima:
+    """Return the minima of all problems, of a run in float64."""
+    solution = solve(Safeguarded(None), problem.double(), tol=1e-11, max_steps=steps, history=False)
+    return Optima(solution.certificate.primal, solution.certificate.relative_gap.max().item(), solution.x)
 
 
-Methods = dict[str, tuple[ModelBasedRule, int]]
+Methods = dict[str, tuple[UpdateRule, int]]
 """Name -> rule, and how many steps it makes."""
 
 
-def race_all(problem: Problem, methods: Methods, optimum: Tensor, count: bool = True) -> dict[str, Run]:
+def race_all(problem: Problem, methods: Methods, best: Optima, count: bool = True) -> dict[str, Run]:
     """Run all methods in turn, several times; their CPU times are the medians of the turns."""
-    runs = {name: race(problem, rule, steps, optimum, count) for name, (rule, steps) in methods.items()}
+    runs = {name: race(problem, rule, steps, best, count) for name, (rule, steps) in methods.items()}
     clocks = {name: [run.cpu_ms] for name, run in runs.items()}
     for _ in range(REPEATS - 1):
         for name, (rule, steps) in methods.items():
@@ -64,23 +78,26 @@ def race_all(problem: Problem, methods: Methods, optimum: Tensor, count: bool = 
 
 
 @torch.no_grad()
-def race(problem: Problem, rule: ModelBasedRule, steps: int, optimum: Tensor, count: bool = True) -> Run:
+def race(problem: Problem, rule: UpdateRule, steps: int, best: Optima, count: bool = True) -> Run:
     """Run a method once from x = 0.
 
     Args:
-        optimum: F*, float64, shape (problems,).
-        count: whether to count products, which takes another run; NaN otherwise.
+        best: what the iterates are compared with.
+        count: whether to count products, which takes another run; NaN otherwise, and for rules that step on gradients
+            or hold an LSTM, whose own matrix products are another matter.
     """
     milliseconds, iterates, state = _turn(problem, rule, steps)
     double = problem.double()
     values = torch.stack([double.value(x.double()) for x in iterates])
     accepted = acceptance_rate(state).nanmean().item() if isinstance(state, SafeguardedState) else float("nan")
+    count = count and isinstance(rule, ModelBasedRule) and not isinstance(rule, ProximalLSTM)
     products = _products(problem, rule, steps) if count else torch.full_like(milliseconds, float("nan"))
-    return Run((values - optimum) / optimum, milliseconds, products, accepted)
+    f1 = support_f1(iterates[-1], best.x)
+    return Run((values - best.values) / best.values, milliseconds, products, accepted, f1)
 
 
 @torch.no_grad()
-def _turn(problem: Problem, rule: ModelBasedRule, steps: int) -> tuple[Tensor, list[Tensor], Any]:
+def _turn(problem: Problem, rule: UpdateRule, steps: int) -> tuple[Tensor, list[Tensor], Any]:
     """Return CPU-ms a problem up to every step, the iterates and the last state."""
     iterates, clock, begun = [], [], time.process_time()
     x = problem.zeros()
@@ -92,7 +109,7 @@ def _turn(problem: Problem, rule: ModelBasedRule, steps: int) -> tuple[Tensor, l
     return torch.tensor(clock, dtype=torch.float64) * 1000 / len(problem.b), iterates, state
 
 
-def _products(problem: Problem, rule: ModelBasedRule, steps: int) -> Tensor:
+def _products(problem: Problem, rule: UpdateRule, steps: int) -> Tensor:
     """Count the operations of matrix products, in units of one product with AᵀA for every problem."""
     counter, counts, x = FlopCounterMode(display=False), [], problem.zeros()
     unit = 2 * problem.operator.in_shape[0] ** 2 * len(problem.b)
@@ -113,11 +130,20 @@ def summarise(run: Run) -> Row:
             label = f"{name}_{tolerance:.0e}"
             row[f"steps_{label}"] = reached[0] + 1 if reached else ""
             row[f"ms_{label}"] = f"{run.cpu_ms[reached[0]].item():.4g}" if reached else ""
-            row[f"products_{label}"] = f"{run.products[reached[0]].item():.4g}" if reached else ""
-    row["final_mean"] = f"{run.suboptimality[-1].mean().item():.2e}"
-    row["final_q90"] = f"{run.suboptimality[-1].quantile(0.9).item():.2e}"
-    row["final_max"] = f"{run.suboptimality[-1].amax().item():.2e}"
-    return row | {"accepted": "" if run.accepted != run.accepted else f"{run.accepted:.3f}"}
+            row[f"products_{label}"] = _number(run.products[reached[0]].item(), ".4g") if reached else ""
+    return (
+        row | figures(run.suboptimality[-1]) | {"accepted": _number(run.accepted, ".3f"), "f1": _number(run.f1, ".4f")}
+    )
+
+
+def figures(errors: Tensor) -> Row:
+    """Return mean, 90 % quantile and largest of the last suboptimalities, shape (problems,)."""
+    values = {"final_mean": errors.mean(), "final_q90": errors.quantile(0.9), "final_max": errors.amax()}
+    return {name: f"{value.item():.2e}" for name, value in values.items()}
+
+
+def _number(value: float, form: str) -> str:
+    return "" if value != value else format(value, form)
 
 
 def points(run: Run) -> list[Row]:

@@ -13,6 +13,12 @@ TEST_CODES, UNSEEN_CODES = 77001, 77002
 """Seeds of the codes that are reported: of the published matrix, of dictionaries never seen."""
 PROBLEMS = 1000
 
+
+def rule_name(strength: float) -> str:
+    """Return what the race calls the checkpoint, in its folder rules/, of the rule that it trained for a λ."""
+    return f"firm-alista-{strength:g}"
+
+
 SETTINGS = {f"λ = {strength:g}": Lasso(dictionary="published", strength=strength) for strength in (0.1, 0.005)}
 TRAINING = {
     "λ = 0.1": "rule:firm-alista --rule.layers 6 --horizon 6 --truncation 6 --outer-steps 600 "
@@ -30,8 +36,11 @@ UNSEEN = {
 """Dictionaries that no rule was trained on, and no option chosen on; raced with the rule trained for λ = 0.1."""
 STEPS = {"ISTA": 100, "FISTA": 250, "FISTA-restart": 250, "ADMM": 300, "FISTA + Newton": 250}
 SAFEGUARDED_STEPS = 40
+MODEL_FREE = {"lstm-lasso": 250, "proximal-lstm-lasso": 250}
+"""Shipped rules without a layer of their own for every step, trained on 25×50 problems with λ = 0.005; their steps."""
 UNSEEN_STEPS = 220
-COORDINATE_DESCENT_PROBLEMS = 50
+REFERENCE_PROBLEMS = 50
+"""How many each solver of another package gets, one at a time."""
 
 ADMM_RHOS = tuple(10 ** (-k / 2) for k in range(9))
 """ρ in units of ‖A‖²: 1 to 1e-4, two a decade."""

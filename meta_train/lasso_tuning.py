@@ -19,7 +19,7 @@ def tune_admm(family: Lasso, tolerance: float = 1e-6) -> tuple[ADMMConfig, list[
     All steps cost the same, whatever ρ and α are. Without any that comes there, the options with the least error win.
     """
     problem = family.problem(family.sample_tasks(ADMM_PROBLEMS, torch.Generator().manual_seed(ADMM_CODES)))
-    optimum, rows = optima(problem)[0], []
+    optimum, rows = optima(problem).values, []
     for rho in ADMM_RHOS:
         for relaxation in ADMM_RELAXATIONS:
             steps, error = steps_to(problem, ADMM(ADMMConfig(rho, relaxation)), optimum, tolerance)

@@ -1,28 +1,25 @@
 """Sparse recovery on the published 250×500 matrix: learned rules against tuned classics, 1,000 published codes.
 
-    NMSE = 10 log₁₀(Σ ‖x − x*‖² / Σ ‖x*‖²)   (ratio of sums)      or the mean over problems of the same with no sums
-
 The published codes are for the last race alone: rules are trained on codes drawn from other seeds, classics tuned on
-further ones. `recovery_report` turns the files into a README and a figure.
+further ones (`recovery_classics`). `recovery_measures` says what is measured, `recovery_report` turns the files into a
+README and a figure.
 """
 
 import csv
-import dataclasses
 import json
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from l2o.checkpoint import available, find, load_rule, read_card
-from l2o.problem import Problem
 from l2o.rule import ModelBasedRule
-from l2o.rules import AMP, FISTA, ISTA, NIHT, AMPConfig, FISTAConfig, NIHTConfig
-from l2o.solve import stepper
 from meta_train.config_json import from_json
+from meta_train.recovery_classics import CLASSICS, pose, tune
+from meta_train.recovery_measures import nmse, nmse_each, run, spread, support_f1
 from meta_train.run_directory import describe_environment
 from meta_train.seeds import derive_seed
 from meta_train.training_command import training_command
@@ -36,18 +33,7 @@ SETTINGS = {
 STEPS, LONG = 16, 100
 """Steps of every method, and of a second race of the classics alone."""
 TUNING_PROBLEMS = 200
-PRESENT = 1e-3
-"""An entry counts as found where |x_i| exceeds it; the codes' standard deviation is 1."""
 SEED = 2021
-
-_STRENGTHS = tuple(10 ** (exponent / 6) for exponent in range(-18, 1, 2))
-_CLASSICS: dict[str, tuple[Callable[[float], ModelBasedRule], tuple[float, ...], bool]] = {
-    "ISTA": (lambda _: ISTA(), _STRENGTHS, True),
-    "FISTA": (lambda _: FISTA(FISTAConfig(restart="none")), _STRENGTHS, True),
-    "AMP": (lambda alpha: AMP(AMPConfig(alpha)), tuple(0.8 + 0.1 * i for i in range(12)), False),
-    "NIHT": (lambda kept: NIHT(NIHTConfig(round(kept))), tuple(range(30, 81, 5)), False),
-}
-"""Name -> rule for an option, the options that are tried, and whether the option is the problem's λ."""
 
 
 class Method(NamedTuple):
@@ -71,10 +57,11 @@ def run_recovery(checkpoints: Sequence[str], out: Path, command: str) -> None:
     Raises:
         OSError: if `out` cannot be written.
         CheckpointError: if a checkpoint cannot be loaded.
+        ValueError: if checkpoints are given, and none of them can take part.
         DataError: if the published matrix and codes are not there.
     """
+    learned = _entries(checkpoints)
     out.mkdir(parents=True, exist_ok=True)
-    learned = [found for source in (*shipped(), *checkpoints) if (found := _learned(source))]
     summary, curves = [], []
     for setting, family in SETTINGS.items():
         tasks = family.published_tasks(torch.Generator().manual_seed(derive_seed(SEED, setting)))
@@ -109,7 +96,7 @@ def shipped() -> list[str]:
 
 def race(family: Lasso, tasks: Data, method: Method, steps: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return a row of summary.csv and the rows of curves.csv of one method."""
-    problem, target = dataclasses.replace(family, strength=method.strength).problem(tasks), tasks["x_star"]
+    problem, target = pose(family, tasks, method.rule, method.strength), tasks["x_star"]
     begun = time.process_time()
     run(method.rule, problem, steps)
     cpu_ms = 1000 * (time.process_time() - begun) / len(target)
@@ -117,7 +104,7 @@ def race(family: Lasso, tasks: Data, method: Method, steps: int) -> tuple[dict[s
     x, later = iterates[steps - 1], iterates[LONG - 1]
     in_double = run(method.rule, problem.double(), steps)[-1]
     ratio, low, high = spread(x, target)
-    each = _each(x, target)
+    each = nmse_each(x, target)
     row = {
         "method": method.name, "kind": method.kind, "steps": steps, "problems": len(target),
         "nmse": f"{ratio:.2f}", "nmse_low": f"{low:.2f}", "nmse_high": f"{high:.2f}",
@@ -128,7 +115,7 @@ def race(family: Lasso, tasks: Data, method: Method, steps: int) -> tuple[dict[s
         "cpu_ms": f"{cpu_ms:.3g}", **method.facts,
     }  # fmt: skip
     zeros = [torch.zeros_like(target), *iterates[:STEPS]] if steps == STEPS else []
-    points = [(nmse(x, target), _each(x, target).median().item()) for x in zeros]
+    points = [(nmse(x, target), nmse_each(x, target).median().item()) for x in zeros]
     curve = [
         {"method": method.name, "kind": method.kind, "step": step, "nmse": f"{ratio:.3f}", "median_db": f"{median:.3f}"}
         for step, (ratio, median) in enumerate(points)
@@ -136,79 +123,41 @@ def race(family: Lasso, tasks: Data, method: Method, steps: int) -> tuple[dict[s
     return row, curve
 
 
-@torch.no_grad()
-def run(rule: ModelBasedRule, problem: Problem, steps: int) -> list[Tensor]:
-    """Return the iterates after every step from x = 0."""
-    x, iterates = problem.zeros(), []
-    advance = stepper(rule, problem, x)
-    for _ in range(steps):
-        x = advance(x)
-        iterates.append(x)
-    return iterates
-
-
-def nmse(x: Tensor, target: Tensor) -> float:
-    """Return the ratio of sums in dB: 10 log₁₀(Σ ‖x − x*‖² / Σ ‖x*‖²)."""
-    x, target = x.double(), target.double()
-    return (10 * ((x - target).square().sum() / target.square().sum()).log10()).item()
-
-
-def spread(x: Tensor, target: Tensor, resamples: int = 1000) -> tuple[float, float, float]:
-    """Return `nmse` and its 95 % interval over resampled problems (bootstrap)."""
-    errors, sizes = (v.double().square().sum(-1) for v in (x - target, target))
-    generator = torch.Generator().manual_seed(0)
-    chosen = torch.randint(len(errors), (resamples, len(errors)), generator=generator)
-    ratios = 10 * (errors[chosen].sum(1) / sizes[chosen].sum(1)).log10()
-    low, high = ratios.quantile(torch.tensor([0.025, 0.975], dtype=ratios.dtype)).tolist()
-    return nmse(x, target), low, high
-
-
-def support_f1(x: Tensor, target: Tensor) -> float:
-    """Return the mean over problems of the F1 score of the support, entries above `PRESENT` counting as found."""
-    found, present = x.abs() > PRESENT, target.abs() > PRESENT
-    hits = (found & present).sum(-1)
-    return (2 * hits / (found.sum(-1) + present.sum(-1)).clamp(min=1)).double().mean().item()
-
-
-def _each(x: Tensor, target: Tensor) -> Tensor:
-    """NMSE of each problem in dB, float64, not below that of float32's last bit squared."""
-    x, target = x.double(), target.double()
-    return 10 * ((x - target).square().sum(-1) / target.square().sum(-1)).clamp(min=1e-15).log10()
-
-
 def _methods(family: Lasso, learned: Sequence[Method]) -> Iterator[tuple[Method, int]]:
     for method in learned:
         yield method, STEPS
+    tuning = family.sample_tasks(TUNING_PROBLEMS, torch.Generator().manual_seed(derive_seed(SEED, "tuning")))
     for steps in (STEPS, LONG):
-        for name in _CLASSICS:
-            yield _tune(name, family, steps), steps
+        for name in CLASSICS:
+            option, tried = tune(name, family, tuning, steps)
+            facts = {"training": f"{option.label} of {tried}", "train_cpu_s": ""}
+            yield Method(name, "classic", option.rule, option.strength or family.strength, facts), steps
 
 
-def _tune(name: str, family: Lasso, steps: int) -> Method:
-    """Choose a classic's option, for this number of steps, by NMSE on problems of their own."""
-    build, options, is_strength = _CLASSICS[name]
-    tasks = family.sample_tasks(TUNING_PROBLEMS, torch.Generator().manual_seed(derive_seed(SEED, "tuning")))
-
-    def score(option: float) -> float:
-        strength = option if is_strength else family.strength
-        problem = dataclasses.replace(family, strength=strength).problem(tasks)
-        value = nmse(run(build(option), problem, steps)[-1], tasks["x_star"])
-        return value if value == value else float("inf")
-
-    best = min(options, key=score)
-    label = {"ISTA": "λ", "FISTA": "λ", "AMP": "α", "NIHT": "K"}[name]
-    facts = {"training": f"{label} = {best:.3g} of {len(options)}", "train_cpu_s": ""}
-    return Method(name, "classic", build(best), best if is_strength else family.strength, facts)
+def _entries(checkpoints: Sequence[str]) -> list[tuple[str, Method]]:
+    """Return the shipped rules and those given, with their settings; say which of these take no part."""
+    found = {source: _learned(source) for source in (*shipped(), *checkpoints)}
+    left_out = [source for source in checkpoints if isinstance(found[source], str)]
+    for source in left_out:
+        print(f"l2o: {source} takes no part: {found[source]}", file=sys.stderr)
+    if checkpoints and len(left_out) == len(checkpoints):
+        raise ValueError("none of the checkpoints can take part; train one with l2o train sparse or sparse-snr20")
+    return [entry for entry in found.values() if not isinstance(entry, str)]
 
 
-def _learned(source: str) -> tuple[str, Method] | None:
-    """Return the setting that a rule was trained for, and its entry in the race."""
+def _learned(source: str) -> tuple[str, Method] | str:
+    """Return the setting that a rule was trained for and its entry in the race; or why it takes no part."""
     card, rule = read_card(find(source)), load_rule(source)
     training = card.get("training", {})
     task = training.get("config", {}).get("task", {})
     setting = setting_of(task.get("snr_db"))
-    if setting is None or task.get("dictionary") != "published" or not isinstance(rule, ModelBasedRule):
-        return None
+    if not isinstance(rule, ModelBasedRule):
+        return f"{type(rule).__name__} does not step on the structure of a problem"
+    if task.get("dictionary") != "published":
+        was = f"on dictionary {task['dictionary']}" if "dictionary" in task else "on nothing that its card tells"
+        return f"the race is on the published matrix, and it was trained {was}"
+    if setting is None:
+        return f"the race is without noise or at SNR 20 dB, and it was trained at {task['snr_db']} dB"
     command = training.get("command") or training_command(from_json(training["config"]))
     seconds = training.get("cpu_s", training.get("search", {}).get("cpu_s", ""))
     facts = {"training": command, "train_cpu_s": seconds}
@@ -224,7 +173,7 @@ def _oracle(setting: str, family: Lasso, tasks: Data) -> dict[str, Any]:
         support = code.nonzero().flatten()
         row[support] = torch.linalg.lstsq(A[:, support], b.unsqueeze(-1)).solution.squeeze(-1)
     ratio, low, high = spread(x, target)
-    each = _each(x, target)
+    each = nmse_each(x, target)
     return {
         "setting": setting, "method": "oracle support", "kind": "bound", "steps": 0, "problems": len(target),
         "nmse": f"{ratio:.2f}", "nmse_low": f"{low:.2f}", "nmse_high": f"{high:.2f}",

@@ -14,6 +14,8 @@ from meta_train.report_styles import LIGHT, Style, method_styles  # noqa: E402
 _MARKERS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", None: ""}
 _MARKER_GAP = 8
 """A marker after every eighth of the curve."""
+_WIDTHS = (6.4, 6.4, 5.2)
+"""Of a panel in inches, by their number in a row."""
 _LEGEND_LETTERS = 11.5
 """Letters of the legend's font in an inch of the figure."""
 
@@ -21,24 +23,31 @@ _LEGEND_LETTERS = 11.5
 def draw_curves(results: Results, path: Path) -> None:
     """Draw mean loss against step on a log axis, a panel per setting, with some quartiles as bands."""
     settings = results.settings
-    columns = min(len(settings), 2)
+    columns = len(settings) if len(settings) <= 3 else 2
     rows = math.ceil(len(settings) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(6.4 * columns, 4.4 * rows), squeeze=False, layout="constrained")
+    size = (_WIDTHS[columns - 1] * columns, 4.4 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     styles = method_styles(results.summary)
     for axis, setting in zip(axes.flat, settings, strict=False):
         banded = banded_methods(rows_of(results.summary, setting))
         _draw_panel(axis, rows_of(results.curves, setting), styles, banded)
         _draw_mark(axis, rows_of(results.curves, setting), results.protocol["sum_steps"])
-        axis.set(title=setting)
+        axis.set(title=setting, ylabel=_measure(results))
     for axis in axes.flat[len(settings) :]:
         axis.set_axis_off()
     handles, labels = axes.flat[0].get_legend_handles_labels()
     # As many columns as fit: a name of the user's own may be long.
     n_columns = max(1, min(4, int(_LEGEND_LETTERS * figure.get_figwidth() / (max(map(len, labels)) + 12))))
     figure.legend(handles, labels, loc="outside lower center", ncols=n_columns, frameon=False, handlelength=4)
-    figure.suptitle(f"{results.protocol['name']}: mean loss of {results.protocol['problems']} test problems")
+    measure = f"mean {_measure(results)}, {results.protocol['problems']} test problems"
+    figure.suptitle(f"{results.protocol['name']}: {measure}")
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _measure(results: Results) -> str:
+    """Return what the curves show."""
+    return "(f − f*) / mean f*" if results.protocol.get("relative") else "loss"
 
 
 def _draw_panel(axis, curves: list[Row], styles: dict[str, Style], banded: set[str]) -> None:
@@ -54,7 +63,7 @@ def _draw_panel(axis, curves: list[Row], styles: dict[str, Style], banded: set[s
         if method in banded:
             axis.fill_between(steps, low, high, color=LIGHT[style.colour], alpha=0.15, linewidth=0)
     bottom, top = loss_limits(curves)
-    axis.set(yscale="log", xlabel="step", ylabel="loss", ylim=(bottom / 1.3, top * 1.3))
+    axis.set(yscale="log", xlabel="step", ylim=(bottom / 1.3, top * 1.3))
     axis.grid(which="major", alpha=0.3)
 
 

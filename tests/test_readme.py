@@ -28,9 +28,14 @@ def test_the_first_example_trains_a_model(tmp_path):
 
 
 def test_the_second_example_learns_a_rule_that_trains_its_model(tmp_path):
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
     assert float(run(BLOCKS[1], tmp_path).split()[-1]) < 0.1  # about 3 before training
     assert (tmp_path / "runs/linear/checkpoints/best").is_dir()
+
+
+def test_the_third_example_certifies_a_minimum_and_finds_the_codes(tmp_path):
+    gap, error = (float(line.split()[-1]) for line in run(BLOCKS[2], tmp_path).splitlines())
+    assert 0 <= gap <= 1e-6 and error < 1e-2
 
 
 def test_the_commands_that_the_readme_names_exist():

@@ -1,6 +1,7 @@
 """The sparse-recovery benchmark: its measures against their definitions, its files, its report, its cards."""
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -10,12 +11,15 @@ import pytest
 import torch
 
 import l2o
-from l2o.rules import ALISTA, ISTA, ALISTAConfig
-from meta_train import commands, recovery_benchmark
+from l2o.rules import ALISTA, FISTA, ISTA, ALISTAConfig, CondatVu
+from meta_train import benchmark_commands, commands, recovery_benchmark, recovery_classics
 from meta_train.config import PRESETS
 from meta_train.config_json import to_json
 from meta_train.model_card import card_text
-from meta_train.recovery_benchmark import SETTINGS, Method, nmse, race, run, run_recovery, spread, support_f1
+from meta_train.recovery_benchmark import SETTINGS, Method, race, run_recovery
+from meta_train.recovery_classics import CLASSICS, pose, split, tune
+from meta_train.recovery_figure import line_looks, spread_out
+from meta_train.recovery_measures import nmse, run, spread, support_f1
 from meta_train.recovery_report import write_recovery_report
 from meta_train.report_all import report_all
 from tasks import Lasso
@@ -67,15 +71,66 @@ def test_a_race_gives_what_solve_gives():
     assert float(curve[-1]["nmse"]) == pytest.approx(float(row["nmse"]), abs=0.006)
 
 
+# ---------------------------------------------------------------- classics
+
+
+def test_condat_vu_with_the_norm_split_off_minimises_the_same_objective(float64):
+    family = Lasso(rows=30, columns=10, density=0.5)  # strongly convex: it gets there soon
+    problem = family.problem(family.sample_tasks(4, torch.Generator().manual_seed(0)))
+    expected = l2o.solve(FISTA(), problem, steps=200, history=False).x
+    parted = split(problem)
+    torch.testing.assert_close(parted.value(expected), problem.value(expected))
+    torch.testing.assert_close(run(CondatVu(), parted, 200)[-1], expected)
+    apart, whole = (run(CondatVu(), posed, 30)[-1] for posed in (parted, problem))
+    assert not torch.equal(apart, whole)
+    torch.testing.assert_close(whole, run(ISTA(), problem, 30)[-1])  # unsplit, it is ISTA
+
+
+@pytest.mark.parametrize("name", CLASSICS)
+def test_the_option_that_is_chosen_beats_every_other_one(name):
+    family = Lasso(rows=45, columns=90)
+    tasks = family.sample_tasks(6, torch.Generator().manual_seed(0))
+    best, tried = tune(name, family, tasks, 4)
+    scores = [
+        nmse(run(option.rule, pose(family, tasks, option.rule, option.strength), 4)[-1], tasks["x_star"])
+        for option in CLASSICS[name]
+    ]
+    chosen = nmse(run(best.rule, pose(family, tasks, best.rule, best.strength), 4)[-1], tasks["x_star"])
+    assert chosen == min(score for score in scores if score == score) and tried == len(scores)
+    assert len({option.label for option in CLASSICS[name]}) == tried
+
+
+# ---------------------------------------------------------------- figure
+
+
+def test_no_two_lines_of_the_figure_are_drawn_alike():
+    summary = [{"method": f"l{i}", "kind": "learned"} for i in range(20)]
+    summary += [{"method": f"c{i}", "kind": "classic"} for i in range(6)]
+    looks = line_looks(summary)
+    drawn = [(look["color"], look.get("marker"), look["linestyle"]) for look in looks.values()]
+    assert len(drawn) == 26 == len(set(drawn))
+
+
+def test_names_at_the_ends_of_lines_do_not_lie_on_each_other():
+    ends = [-1.0, -1.1, -1.05, -9.9, -10.0, 0.0]
+    places = spread_out(ends, 1.0, -10.0)
+    ordered = sorted(places)
+    assert all(high - low >= 1 - 1e-12 for low, high in zip(ordered, ordered[1:], strict=False))
+    assert min(places) >= -10 and sorted(range(6), key=places.__getitem__) == sorted(range(6), key=ends.__getitem__)
+
+
 # ---------------------------------------------------------------- files, report, card
 
 
 @pytest.fixture
 def raced(tmp_path, monkeypatch):
     """The files of a small race: the published problems are replaced by few of the same kind."""
-    settings = {"noiseless": Lasso(supervision=1.0), "SNR 20 dB": Lasso(supervision=1.0, snr_db=20.0)}
+    small = Lasso(rows=25, columns=50, supervision=1.0)
+    settings = {"noiseless": small, "SNR 20 dB": dataclasses.replace(small, snr_db=20.0)}
     monkeypatch.setattr(recovery_benchmark, "SETTINGS", settings)
     monkeypatch.setattr(recovery_benchmark, "TUNING_PROBLEMS", 4)
+    monkeypatch.setattr(recovery_benchmark, "CLASSICS", {name: options[:2] for name, options in CLASSICS.items()})
+    monkeypatch.setattr(recovery_classics, "CLASSICS", recovery_benchmark.CLASSICS)
     monkeypatch.setattr(recovery_benchmark, "LONG", 20)
     monkeypatch.setattr(Lasso, "published_tasks", lambda self, generator: self.sample_tasks(8, generator))
     config = {"outer_step": 3, "config": to_json(PRESETS["sparse"])}
@@ -94,7 +149,7 @@ def test_files_hold_every_method_twice_and_the_report_is_rebuilt_from_them(raced
     found = {(row["setting"], row["method"], row["steps"]) for row in rows}
     assert ("noiseless", "mine", "16") in found and ("SNR 20 dB", "mine", "16") not in found
     for setting in SETTINGS:
-        assert {(setting, name, str(steps)) for name in ("ISTA", "FISTA", "AMP", "NIHT") for steps in (16, 20)} < found
+        assert {(setting, name, str(steps)) for name in CLASSICS for steps in (16, 20)} < found
         assert (setting, "oracle support", "0") in found
     tables = write_recovery_report(raced)
     text = (raced / "README.md").read_text()
@@ -129,7 +184,7 @@ def test_a_directory_without_results_is_refused(tmp_path):
 def test_the_command_measures_and_reports_where_it_is_told(monkeypatch, tmp_path, capsys):
     seen = []
     monkeypatch.setitem(
-        commands.STUDIES,
+        benchmark_commands.STUDIES,
         "sparse-recovery",
         (lambda sources, out, typed: seen.append((sources, out, typed)), lambda out: f"tables of {out}"),
     )
