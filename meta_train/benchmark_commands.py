@@ -13,6 +13,8 @@ from l2o.checkpoint import find
 from meta_train.art_benchmark import run_art
 from meta_train.art_report import write_art_report
 from meta_train.benchmark import run_benchmark
+from meta_train.bmo_report import write_joint_report, write_sparse_coding_report
+from meta_train.bmo_study import run_joint, run_sparse_coding
 from meta_train.estimator_report import write_estimator_report
 from meta_train.estimator_study import run_study
 from meta_train.lasso_benchmark import run_lasso
@@ -36,6 +38,8 @@ STUDIES: dict[str, tuple[Callable[[Sequence[str], Path, str], None], Callable[[P
     "lasso-objective": (run_lasso, write_lasso_report),
     "safeguard": (run_safeguard, write_safeguard_report),
     "neural-art": (run_art, write_art_report),
+    "bilevel": (run_joint, write_joint_report),
+    "bmo-sparse-coding": (run_sparse_coding, write_sparse_coding_report),
 }
 """Benchmarks with measures of their own: name -> what measures, and what reports it."""
 

@@ -6,11 +6,18 @@ from l2o.rules.admm import ADMM, ADMMConfig
 from l2o.rules.alista import ALISTA, ALISTAConfig
 from l2o.rules.amp import AMP, AMPConfig
 from l2o.rules.condat_vu import CondatVu, CondatVuConfig
+from l2o.rules.d_ladmm import DLADMM, DLADMMConfig
 from l2o.rules.firm_alista import FirmALISTA, FirmALISTAConfig
 from l2o.rules.fista import FISTA, FISTAConfig
+from l2o.rules.gkm import GKM, GKMConfig, NumericalPart
+from l2o.rules.gkm_admm import ProximalADMM
+from l2o.rules.gkm_alm import LinearizedALM, ProximalALM, Spectrum
+from l2o.rules.gkm_gradient import PreconditionedProximalGradient, ProximalGradient
+from l2o.rules.gkm_primal_dual import PrimalDual
 from l2o.rules.glista import GLISTA, GLISTAConfig
 from l2o.rules.hyperlista import HyperLISTA, HyperLISTAConfig
 from l2o.rules.ista import ISTA, ISTAConfig
+from l2o.rules.ladmm import LADMM, LADMMConfig
 from l2o.rules.lamp import LAMP, LAMPConfig
 from l2o.rules.lfista import LFISTA, LFISTAConfig
 from l2o.rules.lista import LISTA, LISTAConfig
@@ -62,6 +69,20 @@ MODEL_BASED: dict[str, tuple[type[ModelBasedRule], type]] = {
 """The same for rules that step on the structure of a problem."""
 
 __all__ = [
+    "DLADMM",
+    "DLADMMConfig",
+    "GKM",
+    "GKMConfig",
+    "LADMM",
+    "LADMMConfig",
+    "LinearizedALM",
+    "NumericalPart",
+    "PreconditionedProximalGradient",
+    "PrimalDual",
+    "ProximalADMM",
+    "ProximalALM",
+    "ProximalGradient",
+    "Spectrum",
     "FirmALISTA",
     "FirmALISTAConfig",
     "Safeguarded",

@@ -1,0 +1,178 @@
+"""BMO, bilevel meta-optimization: minimise ℓ over the fixed points of T(·, ω), and over ω, in one go.
+
+    min over u ∈ U, ω ∈ Ω of ℓ(u, ω)   subject to   u ∈ Fix T(·, ω)
+
+    inner   v_l = T(u^{k−1}, ω),   v_u = u^{k−1} − s_k H_ω⁻¹ ∂_u ℓ(u^{k−1}, ω),   u^k = Proj_U(μ v_u + (1 − μ) v_l)
+    outer   ω ← Proj_Ω(ω − γ dφ_K/dω),   φ_K(ω) = ℓ(u^K(ω), ω), through all K steps
+
+Where fixed points are not unique, T alone stops at any of them; the aggregation selects one where ℓ is least. μ = 0 is
+plain unrolling: of a splitting method with learned parameters (the paper's UNH) or with a network in it (ENA).
+
+From the paper (Liu, Liu, Zeng, Zhang & Zhang 2022, ICML, arXiv:2206.07875, algorithm 1): both loops, U and Ω compact,
+s_k → 0, and that φ_K(ω^K) → min φ and, under more, ‖∇φ_K‖ → 0. Ours, where its text is silent: (1) s_k = s / (k + 1)^p
+with p ≤ 1, so that Σ s_k = ∞ and the start is forgotten. (2) U is the ball ‖u‖_H ≤ R of each item, whose projection in
+H is a scaling, or a projection that the caller gives. (3) `finish`: the last steps have s_k = 0. The aggregation leaves
+u^K at a distance of order s_K from Fix T, which a few steps of T alone take away.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from l2o.metric import Euclidean, Metric
+from l2o.packing import Packing, Unknown
+
+NumberedStep = Callable[[Unknown, int], Unknown]
+"""T(·, ω) of step k, 0 the first; points have one batch axis."""
+
+
+@dataclass(frozen=True)
+class InnerConfig:
+    """Options of the inner loop."""
+
+    steps: int = 100
+    """K."""
+    aggregation: float = 0.5
+    """μ in [0, 1); 0 is plain unrolling."""
+    descent: float = 1.0
+    """s, positive: step length along −H⁻¹∂ℓ, in units of H ∂²ℓ⁻¹."""
+    decay: float = 1.0
+    """p in (0, 1]."""
+    finish: int = 0
+    """Last steps with s_k = 0, at most K."""
+    radius: float | None = None
+    """R of the ball U in ‖·‖_H; None is the whole space."""
+
+    def __post_init__(self):
+        """Check the ranges.
+
+        Raises:
+            ValueError: if one is out of its range.
+        """
+        if self.steps < 1 or not 0 <= self.finish <= self.steps:
+            raise ValueError(f"expected steps >= 1 and 0 <= finish <= steps, got {self.steps} and {self.finish}")
+        if not 0 <= self.aggregation < 1:
+            raise ValueError(f"aggregation must be in [0, 1), got {self.aggregation}")
+        if not self.descent > 0 or not 0 < self.decay <= 1:
+            raise ValueError(f"expected descent > 0 and 0 < decay <= 1, got {self.descent} and {self.decay}")
+        if self.radius is not None and not self.radius > 0:
+            raise ValueError(f"radius must be positive, or None for no ball, got {self.radius}")
+
+
+def aggregated_steps(
+    step: NumberedStep,
+    start: Unknown,
+    upper: Callable[[Unknown], Tensor],
+    config: InnerConfig,
+    metric: Metric | None = None,
+    project: Callable[[Unknown], Unknown] | None = None,
+) -> list[Unknown]:
+    """Return u^0, …, u^K of the inner loop; differentiable in whatever `step`, `upper` and `metric` depend on.
+
+    Args:
+        step: T(·, ω).
+        start: u^0: a tensor or NamedTuple of tensors, each of shape (items, own axes…).
+        upper: ℓ(u, ω) of each item, shape (items,); not called with aggregation 0.
+        config: K, μ, s_k and U.
+        metric: H_ω; None is the identity.
+        project: Proj_U in H_ω; used instead of the ball.
+    """
+    metric = metric or Euclidean()
+    project = project or _onto_ball(metric, config.radius)
+    points = [start]
+    for k in range(config.steps):
+        u = points[-1]
+        low = step(u, k)
+        if config.aggregation > 0:
+            last = k >= config.steps - config.finish
+            size = 0.0 if last else config.descent / (k + 1) ** config.decay
+            low = _mix(config.aggregation, _descend(u, upper, metric, size), low)
+        points.append(project(low))
+    return points
+
+
+def _descend(u: Unknown, upper: Callable[[Unknown], Tensor], metric: Metric, size: float) -> Unknown:
+    """v_u = u − s H⁻¹ ∂ℓ(u)."""
+    if size == 0:
+        return u
+    packing = Packing(u, batch_axes=1)
+    through = torch.is_grad_enabled()
+    with torch.enable_grad():
+        flat = packing.pack(u)
+        flat = flat if flat.requires_grad and through else flat.detach().requires_grad_()
+        value = upper(packing.unpack(flat)).sum()
+        (slope,) = torch.autograd.grad(value, flat, create_graph=through)
+    if not through:
+        flat, slope = flat.detach(), slope.detach()
+    natural = packing.pack(metric.solve(packing.unpack(slope)))
+    return packing.unpack(flat - size * natural)
+
+
+def _mix(weight: float, first: Unknown, second: Unknown) -> Unknown:
+    packing = Packing(first, batch_axes=1)
+    return packing.unpack(weight * packing.pack(first) + (1 - weight) * packing.pack(second))
+
+
+def _onto_ball(metric: Metric, radius: float | None) -> Callable[[Unknown], Unknown]:
+    def project(u: Unknown) -> Unknown:
+        if radius is None:
+            return u
+        packing, norm = Packing(u, batch_axes=1), metric.norm(u).unsqueeze(-1)
+        outside = norm > radius
+        return packing.unpack(packing.pack(u) * torch.where(outside, radius / torch.where(outside, norm, 1.0), 1.0))
+
+    return project
+
+
+class Outer(NamedTuple):
+    """One outer iteration."""
+
+    value: float
+    """φ_K(ω) before the step."""
+    slope: float
+    """‖∇φ_K(ω)‖."""
+
+
+def hyper_train(
+    objective: Callable[[], Tensor],
+    parameters: Sequence[Tensor],
+    rate: float,
+    iterations: int,
+    project: Callable[[], None] | None = None,
+    observe: Callable[[int], None] | None = None,
+) -> list[Outer]:
+    """Projected gradient descent on ω, in place: ω ← Proj_Ω(ω − γ ∇φ_K(ω)).
+
+    Args:
+        objective: φ_K, shape (): runs the inner loop with the current ω, under autograd.
+        parameters: ω, leaves that require gradients.
+        rate: γ, positive.
+        iterations: how many.
+        project: puts ω into Ω, in place; None is the whole space.
+        observe: called with the number of each iteration before its step.
+
+    Raises:
+        ValueError: if the rate is not positive, or φ_K or its gradient is not finite: a smaller rate, or a compact U
+            and Ω, would help.
+    """
+    if not rate > 0:
+        raise ValueError(f"rate must be positive, got {rate}")
+    history = []
+    for iteration in range(iterations):
+        if observe is not None:
+            observe(iteration)
+        value = objective()
+        slopes = torch.autograd.grad(value, list(parameters), materialize_grads=True)
+        norm = torch.stack([slope.square().sum() for slope in slopes]).sum().sqrt()
+        if not bool(value.isfinite() & norm.isfinite()):
+            raise ValueError(f"φ_K is {value.item()}, ‖∇φ_K‖ {norm.item()} at iteration {iteration}; lower the rate")
+        history.append(Outer(float(value.detach()), float(norm)))
+        with torch.no_grad():
+            for parameter, slope in zip(parameters, slopes, strict=True):
+                parameter -= rate * slope
+        if project is not None:
+            project()
+    return history

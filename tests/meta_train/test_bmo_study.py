@@ -1,0 +1,108 @@
+"""The BMO studies: what they measure, on small problems, and that their reports follow the numbers."""
+
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from meta_train import bmo_study
+from meta_train.bilevel_problem import AffineBilevel
+from meta_train.bmo_report import write_joint_report, write_sparse_coding_report
+from meta_train.bmo_study import follow, joint_run, reference, run_joint, run_sparse_coding, tuned_ladmm
+from meta_train.bmo_training import TrainingPlan, gkm_rule, tail, train
+from tasks.robust_sparse_coding import RobustSparseCoding
+
+TASK = RobustSparseCoding(24, 48, 0.03)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(bmo_study, "RobustSparseCoding", lambda: TASK)
+    plan = TrainingPlan(signals=64, batch=16, iterations=3)
+    for name, value in {"LAYERS": 3, "BEYOND": 12, "TEST_SIGNALS": 16, "CERTIFIED": 8, "REFERENCE_STEPS": 50}.items():
+        monkeypatch.setattr(bmo_study, name, value)
+    monkeypatch.setattr(bmo_study, "PLANS", {"BMO": plan, "D-LADMM": plan})
+    monkeypatch.setattr(bmo_study, "INNER_STEPS", (5, 10))
+    monkeypatch.setattr(bmo_study, "OUTER_STEPS", 4)
+    monkeypatch.setattr(bmo_study, "SHOWN", 10)
+
+
+def test_joint_error_is_at_most_1e_minus_4_with_bmo_and_not_with_unrolling():
+    problem = AffineBilevel.sample()
+    config, weighted = bmo_study.VARIANTS["BMO, H = W, ends with T"]
+    last = joint_run(problem, replace(config, steps=100), weighted)[-1]
+    assert max(last[name] for name in ("u", "omega", "value", "slope")) <= 1e-4
+    config, weighted = bmo_study.VARIANTS["unrolling (μ = 0)"]
+    assert joint_run(problem, replace(config, steps=10), weighted)[-1]["u"] > 0.3
+
+
+def test_reference_is_certified_where_the_code_is_the_solution():
+    signals = TASK.sample(8, torch.Generator().manual_seed(0))
+    best, gap = reference(TASK, signals.x.double(), signals.value.double())
+    assert bool((best <= signals.value.double()).all()) and 0 <= gap < 1e-2
+
+
+def test_training_lowers_the_suboptimality_and_every_layer_stays_averaged():
+    torch.manual_seed(0)
+    rule = gkm_rule(TASK, 4)
+    history = train(rule, TASK, TrainingPlan(layers=4, signals=256, batch=64, iterations=40, lr=0.1))
+    assert history[-1][1] < 0.7 * history[0][1]
+    signals = TASK.sample(8, torch.Generator().manual_seed(1))
+    tail(rule, TASK, signals.x, 10)
+    rule.check(TASK.problem(signals.x))
+    optimum, _ = reference(TASK, signals.x.double(), signals.value.double())
+    rows = follow("BMO", rule, TASK, signals.x.double(), optimum)
+    assert rows[-1]["change"] < 1e-2 * rows[1]["change"] and rows[-1]["suboptimality"] < rows[3]["suboptimality"]
+
+
+def test_tuned_ladmm_is_the_best_of_its_grid(monkeypatch):
+    signals = TASK.sample(16, torch.Generator().manual_seed(0))
+    best = tuned_ladmm(TASK, signals.x, bmo_study.PROVEN)
+    value = _value(best, signals.x)
+    for penalty in bmo_study.PENALTIES:
+        monkeypatch.setattr(bmo_study, "PENALTIES", (penalty,))
+        assert value <= _value(tuned_ladmm(TASK, signals.x, bmo_study.PROVEN), signals.x) + 1e-6
+
+
+def _value(rule, x) -> float:
+    *_, (z, _, _) = bmo_study.iterates(rule, TASK, x, bmo_study.LAYERS)
+    return float(TASK.problem(x).value(z).mean())
+
+
+def test_studies_write_what_their_reports_read(small, tmp_path):
+    run_joint((), tmp_path / "joint", "l2o benchmark bilevel")
+    run_sparse_coding((), tmp_path / "sparse", "l2o benchmark bmo-sparse-coding")
+    assert "BMO, H = W" in write_joint_report(tmp_path / "joint")
+    assert "D-LADMM" in write_sparse_coding_report(tmp_path / "sparse")
+    for folder, picture in (("joint", "joint.png"), ("sparse", "sparse-coding.png")):
+        assert (tmp_path / folder / picture).stat().st_size > 10_000
+        assert "## Verdict" in (tmp_path / folder / "README.md").read_text()
+
+
+def test_the_verdict_follows_the_numbers(small, tmp_path):
+    run_sparse_coding((), tmp_path, "l2o benchmark bmo-sparse-coding")
+    with (tmp_path / "summary.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row["suboptimality"], row["change"] = ("1e-3", "1e-7") if row["method"] == "BMO" else ("2e-2", "1e-2")
+    with (tmp_path / "summary.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    write_sparse_coding_report(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "20.0 × below LADMM at 3 layers; reaches 10 ×" in text
+    assert "D-LADMM at 12 layers: 1.0e-02, NOT down to" in text
+
+
+def test_wrong_uses_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="takes no --checkpoint"):
+        run_joint(("lista",), tmp_path, "")
+    with pytest.raises(ValueError, match="takes no --checkpoint"):
+        run_sparse_coding(("lista",), tmp_path, "")
+    (tmp_path / "study.json").write_text(json.dumps({}))
+    for write in (write_joint_report, write_sparse_coding_report):
+        with pytest.raises(ValueError, match="no such study"):
+            write(tmp_path)
