@@ -13,6 +13,8 @@ from l2o.checkpoint import available, find, read_card
 from l2o.rules import MODEL_BASED, RULES
 from meta_train.benchmark_commands import STUDIES, add_benchmark_commands
 from meta_train.config import PRESETS
+from meta_train.denoising_command import add_denoising_command
+from meta_train.hyper_command import add_hyper_command
 from meta_train.paint_command import add_paint_command
 from meta_train.protocols import PROTOCOLS
 from meta_train.search_commands import add_search_command
@@ -51,8 +53,10 @@ def list_everything() -> None:
 app = tyro.extras.SubcommandApp()
 add_train_commands(app, postponed)
 add_benchmark_commands(app, postponed)
+add_hyper_command(app, postponed)
 app.command(name="list")(postponed(list_everything))
 add_paint_command(app, postponed)
+add_denoising_command(app, postponed)
 add_search_command(app, postponed)
 add_zoo_commands(app, postponed)
 

@@ -1,0 +1,87 @@
+"""The study of hypergradients: what it writes, its report reads, and the verdicts follow the numbers."""
+
+import csv
+import json
+
+import pytest
+
+from meta_train.cli import main
+from meta_train.hyper_report import speed_up, value, write_hyper_report
+from meta_train.hyper_study import HyperConfig, Row, run_hyper
+
+TINY = HyperConfig(
+    repeats=2,
+    noise_features=5,
+    speed_rows=60,
+    speed_features=20,
+    speed_cases=((0.0, (5,), (5, 400)),),
+    polynomial_steps=5,
+    flow_steps=3,
+    flow_tests=1,
+    game_steps=60,
+)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("hypergradients")
+    with pytest.MonkeyPatch.context() as patch:  # the real rows and a fine grid take their time
+        patch.setattr("meta_train.hyper_study.FLOW_GRID", (0.5, 1.0, 2.0))
+        patch.setattr("meta_train.hyper_study.real_rows", lambda name, sizes, generator: _rows(generator))
+        run_hyper(TINY, directory, "l2o hypergradients")
+    return directory
+
+
+def _rows(generator):
+    from tasks.logistic import mostly_noise
+
+    return mostly_noise((40, 30, 30, 50), 3, 3, generator)
+
+
+def read(directory):
+    with (directory / "summary.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_report_of_a_study_has_all_sections_and_the_figure(study):
+    tables = write_hyper_report(study)
+    readme = (study / "README.md").read_text()
+    assert tables.split("\n")[0] in readme and (study / "hypergradients.png").stat().st_size > 30_000
+    assert {row["part"] for row in read(study)} == {"logistic", "speed", "polynomial", "flow", "games"}
+    for title in ("A weight decay", "What a hypergradient costs", "Too little", "When to stop", "Min–max"):
+        assert f"## {title}" in readme
+
+
+def test_measured_rates_of_the_game_are_those_of_the_closed_form(study):
+    games = [row for row in read(study) if row["part"] == "games"]
+    for method in ("descent–ascent", "extragradient"):
+        rate, theory = (value(games, "bilinear", method, quantity) for quantity in ("rate", "theory"))
+        assert rate == pytest.approx(theory, rel=0.02)  # of 15 steps, in which other singular values still count
+
+
+def test_the_verdict_on_speed_compares_times_at_equal_accuracy():
+    def measured(method, setting, error, seconds):
+        cell = ("speed", "c", method, setting)
+        rows = [Row(*cell, "error", error), Row(*cell, "cpu_s", seconds)]
+        return [dict(zip(Row._fields, map(str, row), strict=True)) for row in rows]
+
+    rows = measured("implicit", "1e-3", 1e-2, 0.5) + measured("implicit", "1e-5", 1e-4, 1.0)
+    rows += measured("unrolled", "50", 1e-3, 4.0) + measured("unrolled", "100", 1e-5, 8.0)
+    rows += measured("unrolled, accelerated", "50", 1e-3, 3.0)
+    assert speed_up(rows, "c", "unrolled") == pytest.approx(8.0)
+    assert speed_up(rows, "c", "unrolled, accelerated") is None
+
+
+def test_the_command_rebuilds_the_report_from_the_files(study, capsys):
+    write_hyper_report(study)
+    before = (study / "README.md").read_text()
+    (study / "README.md").unlink()
+    main(["hypergradients", "--rebuild", "--out", str(study)])
+    assert (study / "README.md").read_text() == before
+    assert "README are in" in capsys.readouterr().out
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path):
+    (tmp_path / "study.json").write_text(json.dumps({}))
+    with pytest.raises(ValueError, match="is not a study of hypergradients: FileNotFoundError"):
+        write_hyper_report(tmp_path)
