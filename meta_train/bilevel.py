@@ -84,19 +84,37 @@ def aggregated_steps(
     project = project or _onto_ball(metric, config.radius)
     points = [start]
     for k in range(config.steps):
-        u = points[-1]
-        low = step(u, k)
-        if config.aggregation > 0:
-            last = k >= config.steps - config.finish
-            size = 0.0 if last else config.descent / (k + 1) ** config.decay
-            low = _mix(config.aggregation, _descend(u, upper, metric, size), low)
-        points.append(project(low))
+        last = k >= config.steps - config.finish
+        size = 0.0 if last else config.descent / (k + 1) ** config.decay
+        low = step(points[-1], k)
+        points.append(project(aggregate(points[-1], low, upper, config.aggregation, size, metric)))
     return points
 
 
-def _descend(u: Unknown, upper: Callable[[Unknown], Tensor], metric: Metric, size: float) -> Unknown:
+def aggregate(
+    u: Unknown,
+    low: Unknown,
+    upper: Callable[[Unknown], Tensor],
+    weight: float,
+    size: float | Tensor,
+    metric: Metric,
+) -> Unknown:
+    """Return μ v_u + (1 − μ) v_l with v_u = u − s H⁻¹ ∂ℓ(u): one inner step before its projection.
+
+    Args:
+        u: u^{k−1}.
+        low: v_l = T(u, ω).
+        upper: ℓ of each item, shape (items,); not called where μ or s is the number 0.
+        weight: μ in [0, 1).
+        size: s_k, shape ().
+        metric: H_ω.
+    """
+    return low if weight == 0 else _mix(weight, _descend(u, upper, metric, size), low)
+
+
+def _descend(u: Unknown, upper: Callable[[Unknown], Tensor], metric: Metric, size: float | Tensor) -> Unknown:
     """v_u = u − s H⁻¹ ∂ℓ(u)."""
-    if size == 0:
+    if isinstance(size, float) and size == 0:
         return u
     packing = Packing(u, batch_axes=1)
     through = torch.is_grad_enabled()

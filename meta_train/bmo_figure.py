@@ -12,7 +12,9 @@ matplotlib.use("Agg")
 
 Row = dict[str, str]
 
-_STYLES = (("solid", LIGHT[0]), ("solid", LIGHT[1]), ("dashed", LIGHT[2]), ("dashdot", LIGHT[6]))
+_STYLES = (("solid", LIGHT[0]), ("solid", LIGHT[1]), ("dashed", LIGHT[2]), ("dashdot", LIGHT[6])) + tuple(
+    ("solid", LIGHT[i]) for i in (3, 4, 5)
+)
 _FLOOR = 1e-16
 """Lower than this is rounding, and cannot stand on a logarithmic axis."""
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,10 +14,12 @@ from torch import Tensor
 from l2o.metric import Euclidean
 from l2o.rule import ModelBasedRule
 from l2o.rules.d_ladmm import DLADMM, DLADMMConfig
+from l2o.rules.gkm import GKM
 from l2o.rules.ladmm import LADMM, LADMMConfig
 from meta_train.bilevel import InnerConfig, aggregated_steps, hyper_train
 from meta_train.bilevel_problem import BOX, AffineBilevel, WeightedMetric
-from meta_train.bmo_training import TrainingPlan, gkm_rule, iterates, tail, train
+from meta_train.bmo_rules import AggregatedGKM, gkm_rule, iterates, settle
+from meta_train.bmo_training import TrainingPlan, train, tuned_d_ladmm
 from meta_train.run_directory import describe_environment
 from tasks.robust_sparse_coding import RobustSparseCoding
 
@@ -26,7 +29,17 @@ TEST_SIGNALS = 1024
 CERTIFIED = 128
 """Test signals whose optimum is bounded by duality."""
 REFERENCE_STEPS = 400
-PLANS = {"BMO": TrainingPlan(iterations=250, lr=0.05), "D-LADMM": TrainingPlan(iterations=500, lr=0.003)}
+LEARNED = {
+    "D-LADMM": TrainingPlan(beyond=0, iterations=470),
+    "D-LADMM, loss to 2K": TrainingPlan(iterations=265),
+    "UNH": TrainingPlan(iterations=210),
+    "GKM with D_net": TrainingPlan(iterations=165),
+    "BMO": TrainingPlan(iterations=130),
+}
+"""Iterations are such that all take about 20 CPU-seconds; the learning rates of D-LADMM are replaced by tuned ones."""
+RATES = (0.001, 0.002, 0.004)
+TRIAL = 60
+"""Learning rates of D-LADMM, and iterations of each trial."""
 PENALTIES = (0.25, 0.5, 1.0, 2.0, 4.0)
 PROVEN = ((1.0, 1.0), (1.0, 1.6), (1.33, 1.0))
 BEYOND_PROOF = ((2.0, 1.0), (2.0, 1.6), (2.5, 1.0))
@@ -110,34 +123,56 @@ def run_sparse_coding(checkpoints: Sequence[str], out: Path, command: str) -> No
     _refuse(checkpoints, "bmo-sparse-coding")
     out.mkdir(parents=True, exist_ok=True)
     task = RobustSparseCoding()
-    rules, training = _rules(task)
+    tuning = task.sample(128, torch.Generator().manual_seed(3))
+    rules, training, plans = _learned(task, tuning.x)
+    classic = {"LADMM": PROVEN, "LADMM beyond its proof": BEYOND_PROOF}
+    rules = {name: tuned_ladmm(task, tuning.x, steps) for name, steps in classic.items()} | rules
     test = task.sample(TEST_SIGNALS, torch.Generator().manual_seed(2))
     optimum, gap = reference(task, test.x[:CERTIFIED].double(), test.value[:CERTIFIED].double())
     curves = [row for name, rule in rules.items() for row in follow(name, rule, task, test.x.double(), optimum)]
-    _write_csv(out / "curves.csv", curves)
     at = (LAYERS, 2 * LAYERS, 4 * LAYERS, BEYOND)
-    _write_csv(out / "summary.csv", [row for row in curves if row["layer"] in at])
+    summary = [row | {"train_cpu_s": plans.get(row["method"], {}).get("cpu_s", 0.0)} for row in curves]
+    _write_csv(out / "curves.csv", curves)
+    _write_csv(out / "summary.csv", [row for row in summary if row["layer"] in at])
     _write_csv(out / "training.csv", training)
-    found: dict[str, Any] = {name: asdict(rule.config) for name, rule in rules.items()}  # pyright: ignore
-    plans = {name: asdict(plan) for name, plan in PLANS.items()}
-    sizes = {"layers": LAYERS, "test_signals": TEST_SIGNALS, "certified": CERTIFIED, "relative_gap": gap}
+    found: dict[str, Any] = {name: asdict(rules[name].config) for name in classic}  # pyright: ignore
+    sizes = {
+        "layers": LAYERS,
+        "test_signals": TEST_SIGNALS,
+        "certified": CERTIFIED,
+        "relative_gap": gap,
+        "rates": RATES,
+    }
     _write_study(out, command, {"task": asdict(task), "rules": found, "plans": plans} | sizes)
 
 
-def _rules(task: RobustSparseCoding) -> tuple[dict[str, ModelBasedRule], list[dict]]:
-    tuning = task.sample(128, torch.Generator().manual_seed(3))
-    rules: dict[str, ModelBasedRule] = {
-        "LADMM": tuned_ladmm(task, tuning.x, PROVEN),
-        "LADMM beyond its proof": tuned_ladmm(task, tuning.x, BEYOND_PROOF),
-        "D-LADMM": DLADMM(DLADMMConfig(task.rows, task.columns, LAYERS), task.dictionary),
-        "BMO": gkm_rule(task, LAYERS),
-    }
-    training = []
-    for name, plan in PLANS.items():
-        history = train(rules[name], task, replace(plan, layers=LAYERS))
+def _learned(task: RobustSparseCoding, x: Tensor) -> tuple[dict[str, ModelBasedRule], list[dict], dict[str, dict]]:
+    """Return the trained rules, their losses and what was spent on them; x are the tuning signals."""
+    rules, training, plans = {}, [], {}
+    for name, plan in LEARNED.items():
+        plan, tuning_s = replace(plan, layers=LAYERS), 0.0
+        if name.startswith("D-LADMM"):
+            rate, tuning_s = tuned_d_ladmm(task, x, plan, RATES, TRIAL)
+            plan = replace(plan, lr=rate)
+        torch.manual_seed(0)
+        rule = _untrained(name, task)
+        history = train(rule, task, plan)
         training += [{"method": name, "iteration": i, "suboptimality": g, "cpu_s": s} for i, g, s in history]
-    tail(rules["BMO"], task, tuning.x[:48], BEYOND - LAYERS)  # pyright: ignore[reportArgumentType]
-    return rules, training
+        plans[name] = asdict(plan) | {"cpu_s": history[-1][2], "tuning_cpu_s": tuning_s}
+        if isinstance(rule, GKM | AggregatedGKM):
+            begun = time.process_time()
+            rule, (after, factor) = settle(rule.double(), task, x[:48].double(), BEYOND)
+            spent = time.process_time() - begun
+            plans[name] |= {"tuning_cpu_s": spent, "rest_from": after, "rest_factor": factor}
+        rules[name] = rule
+    return rules, training, plans
+
+
+def _untrained(name: str, task: RobustSparseCoding) -> ModelBasedRule:
+    if name.startswith("D-LADMM"):
+        return DLADMM(DLADMMConfig(task.rows, task.columns, LAYERS), task.dictionary)
+    gkm = gkm_rule(task, LAYERS, network=name == "GKM with D_net")
+    return AggregatedGKM(gkm, LAYERS) if name == "BMO" else gkm
 
 
 @torch.no_grad()
@@ -159,9 +194,7 @@ def reference(task: RobustSparseCoding, x: Tensor, feasible: Tensor) -> tuple[Te
     Args:
         feasible: F at the code behind each signal, shape (signals,).
     """
-    rule, problem = gkm_rule(task, 0).double(), task.problem(x)
-    rule.part(0).log_first.fill_(-2.3)  # pyright: ignore[reportCallIssue]
-    rule.part(0).log_second.fill_(-2.3)  # pyright: ignore[reportCallIssue]
+    rule, problem = gkm_rule(task, 0, size=0.1).double(), task.problem(x)
     dual = torch.full_like(feasible, -torch.inf)
     for k, (z, _, multiplier) in enumerate(iterates(rule, task, x, REFERENCE_STEPS)):
         if k % 50 == 49:

@@ -5,7 +5,7 @@
 
 A is Gaussian with columns of unit norm. Source: Xie et al. 2019, Differentiable Linearized ADMM, ICML; the size 256 ×
 512 is that of Liu et al. 2022, arXiv:2206.07875, §5.1. With density 0.1, that of published experiments on 250 × 500,
-half of the signals have other minimisers than (z*, e*), and linear programs that first-order methods solve slowly.
+half of the signals have other minimisers than (z*, e*).
 """
 
 from dataclasses import dataclass

@@ -28,7 +28,7 @@ def test_the_first_example_trains_a_model(tmp_path):
 
 
 def test_the_second_example_learns_a_rule_that_trains_its_model(tmp_path):
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 5
     assert float(run(BLOCKS[1], tmp_path).split()[-1]) < 0.1  # about 3 before training
     assert (tmp_path / "runs/linear/checkpoints/best").is_dir()
 
@@ -36,6 +36,18 @@ def test_the_second_example_learns_a_rule_that_trains_its_model(tmp_path):
 def test_the_third_example_certifies_a_minimum_and_finds_the_codes(tmp_path):
     gap, error = (float(line.split()[-1]) for line in run(BLOCKS[2], tmp_path).splitlines())
     assert 0 <= gap <= 1e-6 and error < 1e-2
+
+
+def test_the_fourth_example_learns_the_weight_of_least_validation_loss(tmp_path):
+    first, second = run(BLOCKS[3], tmp_path).splitlines()
+    before, after = float(second.split()[2]), float(second.split()[-1])
+    assert after < 0.95 * before and 0 < float(first.split()[5].rstrip(",")) < 1
+
+
+def test_the_fifth_example_learns_weight_decays_that_lower_the_test_loss(tmp_path):
+    words = run(BLOCKS[4], tmp_path).split()
+    before, after = float(words[2]), float(words[8])
+    assert after < 0.85 * before
 
 
 def test_the_commands_that_the_readme_names_exist():

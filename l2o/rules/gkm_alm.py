@@ -64,6 +64,13 @@ class Spectrum(nn.Module):
         vectors = self.vectors.to(values.dtype)
         return (vectors * values) @ vectors.mT
 
+    def multiply(self, rows: Tensor, values: Tensor) -> Tensor:
+        """Every row v becomes v U diag(values) Uᵀ, shape (items, rows), by whichever order takes fewer operations."""
+        if len(rows) >= len(values):
+            return rows @ self.function(values)
+        vectors = self.vectors.to(values.dtype)
+        return (rows @ vectors * values) @ vectors.mT
+
 
 class _Weights(NamedTuple):
     """What ω means for a problem."""
@@ -127,12 +134,12 @@ class LinearizedALM(NumericalPart):
     def forward(self, problem: ConstrainedProblem, u: ALMPoint) -> ALMPoint:
         """See the module's equation."""
         w, A = self.weights(problem), self.spectrum.matrix.to(u.x.dtype)
-        Q = self.spectrum.function(w.penalty)
-        ahead = u.multiplier + (u.x @ A.mT + u.second - problem.b) @ Q / w.scale
+        ahead = u.multiplier + self.spectrum.multiply(u.x @ A.mT + u.second - problem.b, w.penalty) / w.scale
         steps = w.first * w.scale, w.second * w.scale
         z = problem.regularizer.prox(u.x - steps[0] * (ahead @ A), steps[0].squeeze(-1))
         e = problem.prox_second(u.second - steps[1] * ahead, steps[1].squeeze(-1))
-        return ALMPoint(z, e, u.multiplier + (z @ A.mT + e - problem.b) @ Q / w.scale)
+        moved = self.spectrum.multiply(z @ A.mT + e - problem.b, w.penalty) / w.scale
+        return ALMPoint(z, e, u.multiplier + moved)
 
     def metric(self, problem: ConstrainedProblem) -> Metric:
         """H = diag(D⁻¹ − BᵀQB, Q⁻¹), in the units of each item."""
@@ -148,24 +155,24 @@ class _ALMMetric(Metric):
 
     def __init__(self, spectrum: Spectrum, weights: _Weights):
         self._w = w = weights
-        self._A = spectrum.matrix.to(w.penalty.dtype)
-        values = (w.penalty, 1 / w.penalty, w.penalty / (1 - w.ratio))
-        self._Q, self._Q_inverse, self._inner = (spectrum.function(v) for v in values)
+        self._A, self._multiply = spectrum.matrix.to(w.penalty.dtype), spectrum.multiply
 
     def apply(self, u: ALMPoint) -> ALMPoint:
         """Hu."""
         w = self._w
-        coupled = (u.x @ self._A.mT + u.second) @ self._Q
+        coupled = self._multiply(u.x @ self._A.mT + u.second, w.penalty)
         z = (u.x / w.first - coupled @ self._A) / w.scale
-        return ALMPoint(z, (u.second / w.second - coupled) / w.scale, u.multiplier @ self._Q_inverse * w.scale)
+        return ALMPoint(
+            z, (u.second / w.second - coupled) / w.scale, self._multiply(u.multiplier, 1 / w.penalty) * w.scale
+        )
 
     def solve(self, u: ALMPoint) -> ALMPoint:
         """H⁻¹u: (D⁻¹ − BᵀQB)⁻¹ = D + DBᵀ(Q⁻¹ − BDBᵀ)⁻¹BD, and Q⁻¹ − BDBᵀ has eigenvalues (1 − r)/q."""
         w = self._w
         z, e = w.first * u.x, w.second * u.second
-        coupled = (z @ self._A.mT + e) @ self._inner
+        coupled = self._multiply(z @ self._A.mT + e, w.penalty / (1 - w.ratio))
         z, e = z + w.first * (coupled @ self._A), e + w.second * coupled
-        return ALMPoint(z * w.scale, e * w.scale, u.multiplier @ self._Q / w.scale)
+        return ALMPoint(z * w.scale, e * w.scale, self._multiply(u.multiplier, w.penalty) / w.scale)
 
 
 class MultiplierPoint(NamedTuple):
