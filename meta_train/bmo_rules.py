@@ -77,7 +77,8 @@ class AggregatedGKM(ModelBasedRule):
         """See the class."""
         u = ALMPoint(x, *state[1:])
         size = self.log_descent.exp().to(x.dtype) / (step + 1) if step < self.aggregated else 0.0
-        smoothing = _SMOOTHING * problem.b.abs().mean(-1, keepdim=True) + torch.finfo(x.dtype).tiny
+        scale = problem.b.abs().mean(-1, keepdim=True)
+        smoothing = _SMOOTHING * torch.where(scale > 0, scale, 1.0)  # a signal may be 0
 
         def upper(point: ALMPoint) -> Tensor:
             both = torch.cat([point.x, problem.residual(point.x)], -1)
