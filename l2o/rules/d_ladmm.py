@@ -84,7 +84,7 @@ class DLADMM(ModelBasedRule):
         self, problem: ConstrainedProblem, x: Tensor, state: MultiplierState, step: int
     ) -> tuple[Tensor, MultiplierState]:
         """See the module's equation; λ is in units of mean |b|, as z and e are."""
-        k = min(step, self.layers - 1)
+        k = min(step, len(self.penalty) - 1)
         scale = problem.b.abs().mean(-1, keepdim=True)
         first, second, third = self.penalty[k]
         z, e, multiplier = x, state.second, state.multiplier
