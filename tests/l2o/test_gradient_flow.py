@@ -69,7 +69,7 @@ def test_the_adjoint_gradient_of_k_steps_is_the_formula_at_their_end():
     time = torch.tensor(TIME, dtype=torch.float64, requires_grad=True)
     end = gradient_flow(gradient, start, time, 4, "adjoint")
     (found,) = torch.autograd.grad(outer(end), time)
-    expected = stopping_time_gradient(gradient(end), end - goal)
+    expected = stopping_time_gradient(gradient(end), end - goal).detach()
     assert float(found) == pytest.approx(float(expected), rel=1e-13)
 
 
