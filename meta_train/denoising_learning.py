@@ -5,8 +5,8 @@
 Tikhonov's x(λ) has a closed form, which autograd differentiates. That of total variation is found by the dual method of
 `l2o.proximal.TotalVariation`, from where the last λ has left it, and differentiated as the fixed point of Condat–Vũ:
 through the last steps, or implicitly. Both methods have the same solutions (x, p), x = b − ∇ᵀp. The dual variable of a
-flat region is not unique, and Condat–Vũ near a solution is slow: the gradient through k steps is biased, by a few per
-cent at k = 10, but its sign is right.
+flat region is not unique, and Condat–Vũ near a solution is slow: the gradient through k steps is biased, on small
+images by a fifth to a half at k = 10, but its sign is right.
 
 Source: Kunisch & Pock 2013, SIAM J. Imaging Sci. 6(2) (the problem); Shaban et al. 2019, AISTATS (the last steps).
 """
