@@ -18,28 +18,16 @@ from l2o.constrained import ConstrainedProblem
 from l2o.proximal.norms import soft_threshold
 from l2o.rule import ModelBasedRule
 from l2o.rules.ladmm import MultiplierState
-from l2o.rules.support import check_layers, check_sizes
+from l2o.rules.matrix_config import MatrixConfig
 
 
 @dataclass(frozen=True)
-class DLADMMConfig:
+class DLADMMConfig(MatrixConfig):
     """Shape of `DLADMM`."""
 
     rows: int = 256
-    """Of A."""
     columns: int = 512
-    """Of A."""
     layers: int = 15
-    """Steps with weights of their own."""
-
-    def __post_init__(self):
-        """Check the ranges.
-
-        Raises:
-            ValueError: if a size is below 1.
-        """
-        check_layers(self.layers)
-        check_sizes(self.rows, self.columns)
 
 
 class DLADMM(ModelBasedRule):

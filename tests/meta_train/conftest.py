@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+from meta_train import cli
+
 
 @pytest.fixture
 def nobody(monkeypatch, tmp_path):
@@ -13,3 +15,19 @@ def nobody(monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     for name in ("CONFIG", "DATA", "CACHE"):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / f"wandb-{name.lower()}"))
+
+
+@pytest.fixture
+def l2o(capsys, monkeypatch, tmp_path):
+    """Run a command in an empty directory; return exit status, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        status = 0
+        try:
+            cli.main([str(argument) for argument in arguments])
+        except SystemExit as exit_:
+            status = exit_.code or 0
+        return status, *capsys.readouterr()
+
+    return run

@@ -14,7 +14,7 @@ import torch
 
 from l2o.checkpoint import available, load_rule, read_card
 from l2o.rules import RULES, SGD, LSTMConfig, SGDConfig
-from meta_train import benchmark_commands, cli, commands, train_commands
+from meta_train import benchmark_commands, commands, train_commands
 from meta_train.config import PRESETS, TrainConfig
 from meta_train.estimators import MetaLoss
 from meta_train.protocols import PROTOCOLS
@@ -28,22 +28,6 @@ TINY = (
     "--validate-every", "2", "--valid-tasks", "2", "--wandb", "off",
 )  # fmt: skip
 RULE = ("rule:lstm", "--rule.hidden-size", "4")
-
-
-@pytest.fixture
-def l2o(capsys, monkeypatch, tmp_path):
-    """Run a command in an empty directory; return exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        status = 0
-        try:
-            cli.main([str(argument) for argument in arguments])
-        except SystemExit as exit_:
-            status = exit_.code or 0
-        return status, *capsys.readouterr()
-
-    return run
 
 
 def plain(text: str) -> str:

@@ -13,29 +13,13 @@ from pathlib import Path
 import pytest
 from test_cli import RULE, TINY
 
-from meta_train import benchmark_commands, cli, run_training
+from meta_train import benchmark_commands, run_training
 from meta_train.run_directory import RunDirectory
 
 REPOSITORY = Path(__file__).parents[2]
 REAL = os.environ.get("L2O_DATA")
 MNIST = tuple(option for option in TINY if option not in ("--task.dim", "3"))
 WEIGHTS = "checkpoints/last/rule.safetensors"
-
-
-@pytest.fixture
-def l2o(capsys, monkeypatch, tmp_path):
-    """Run a command in an empty directory; return exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        status = 0
-        try:
-            cli.main([str(argument) for argument in arguments])
-        except SystemExit as exit_:
-            status = exit_.code or 0
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import torch
 import l2o
 from l2o.checkpoint import read_card
 from l2o.rules import AdamConfig, HyperLISTAConfig, LSTMConfig
-from meta_train import cli, search_commands
 from meta_train import search as search_module
+from meta_train import search_commands
 from meta_train.config import PRESETS, TrainConfig
 from meta_train.estimators import MetaLoss
 from meta_train.run_directory import RunDirectory
@@ -33,22 +33,6 @@ CONFIG = TrainConfig(
 FEW = SearchConfig(rounds=4, candidates=4, elite=2)
 TINY = ("--task.dim", "3", "--horizon", "5", "--truncation", "5", "--valid-tasks", "4", "--threads", "1")
 ROUNDS = ("--search.rounds", "2", "--search.candidates", "2", "--search.elite", "2")
-
-
-@pytest.fixture
-def l2o_command(capsys, monkeypatch, tmp_path):
-    """Run a command in an empty directory; return exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        status = 0
-        try:
-            cli.main([str(argument) for argument in arguments])
-        except SystemExit as exit_:
-            status = exit_.code or 0
-        return status, *capsys.readouterr()
-
-    return run
 
 
 def interrupt_after(count: int, monkeypatch) -> None:
@@ -138,8 +122,8 @@ def test_every_preset_starts_from_a_rule_that_can_be_searched(preset):
     assert 0 < sum(p.numel() for p in rule.parameters()) < 10
 
 
-def test_the_command_keeps_what_was_typed_and_resume_goes_on(l2o_command, tmp_path, monkeypatch):
-    status, output, _ = l2o_command("search", "quadratic", *TINY, *ROUNDS, "--out", "whole")
+def test_the_command_keeps_what_was_typed_and_resume_goes_on(l2o, tmp_path, monkeypatch):
+    status, output, _ = l2o("search", "quadratic", *TINY, *ROUNDS, "--out", "whole")
     assert status == 0 and "checkpoint: whole/checkpoints/best" in output
     run = RunDirectory.open(tmp_path / "whole")
     assert run.config.rule == AdamConfig() and run.config.task == dataclasses.replace(PRESETS["quadratic"].task, dim=3)
@@ -149,23 +133,23 @@ def test_the_command_keeps_what_was_typed_and_resume_goes_on(l2o_command, tmp_pa
     )
     with monkeypatch.context() as patch:
         interrupt_after(8 + 2, patch)  # in the second round
-        status, _, errors = l2o_command("search", "quadratic", *TINY, *ROUNDS, "--out", "parts")
+        status, _, errors = l2o("search", "quadratic", *TINY, *ROUNDS, "--out", "parts")
     assert status == 130 and errors.endswith("l2o: stopped after a whole round; continue with: l2o resume parts\n")
-    assert l2o_command("resume", "parts")[:2] == (0, output.replace("whole", "parts"))
+    assert l2o("resume", "parts")[:2] == (0, output.replace("whole", "parts"))
     files = [tmp_path / name / "checkpoints/best/rule.safetensors" for name in ("whole", "parts")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_a_search_interrupted_in_its_first_round_leaves_nothing_behind(l2o_command, tmp_path, monkeypatch):
+def test_a_search_interrupted_in_its_first_round_leaves_nothing_behind(l2o, tmp_path, monkeypatch):
     interrupt_after(3, monkeypatch)
-    assert l2o_command("search", "quadratic", *TINY, "--out", "run") == (130, "", "l2o: interrupted\n")
+    assert l2o("search", "quadratic", *TINY, "--out", "run") == (130, "", "l2o: interrupted\n")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_directory_that_holds_a_run_is_refused_and_left_alone(l2o_command, tmp_path):
-    l2o_command("search", "quadratic", *TINY, *ROUNDS, "--out", "run")
+def test_a_directory_that_holds_a_run_is_refused_and_left_alone(l2o, tmp_path):
+    l2o("search", "quadratic", *TINY, *ROUNDS, "--out", "run")
     before = (tmp_path / "run/state.safetensors").read_bytes()
-    status, _, errors = l2o_command("search", "quadratic", *TINY, "--seed", "1", "--out", "run")
+    status, _, errors = l2o("search", "quadratic", *TINY, "--seed", "1", "--out", "run")
     assert (status, errors) == (
         2, "l2o: run already holds a run; continue it with l2o resume run, or choose another --out\n"
     )  # fmt: skip
@@ -173,22 +157,22 @@ def test_a_directory_that_holds_a_run_is_refused_and_left_alone(l2o_command, tmp
 
 
 @pytest.mark.parametrize("out", ["file", "file/below", "/proc/nothing/run"])
-def test_a_directory_that_cannot_be_written_is_said_before_the_search(out, l2o_command, tmp_path, monkeypatch):
+def test_a_directory_that_cannot_be_written_is_said_before_the_search(out, l2o, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("mine")
     interrupt_after(0, monkeypatch)
-    status, output, errors = l2o_command("search", "quadratic", *TINY, "--out", out)
+    status, output, errors = l2o("search", "quadratic", *TINY, "--out", out)
     assert (status, output, errors.count("\n")) == (2, "", 1) and out.split("/")[0] in errors
 
 
-def test_a_rule_with_many_weights_is_refused_before_there_is_a_directory(l2o_command, tmp_path):
-    status, _, errors = l2o_command("search", "quadratic", *TINY, "--out", "run", "rule:lstm")
+def test_a_rule_with_many_weights_is_refused_before_there_is_a_directory(l2o, tmp_path):
+    status, _, errors = l2o("search", "quadratic", *TINY, "--out", "run", "rule:lstm")
     assert status == 2 and errors.startswith("l2o: random search is for 1 to 20 weights, CoordinatewiseLSTM has")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_search_on_a_matrix_of_ones_own_notes_its_checksum(l2o_command, tmp_path):
+def test_a_search_on_a_matrix_of_ones_own_notes_its_checksum(l2o, tmp_path):
     np.save(tmp_path / "mine.npy", np.random.default_rng(0).normal(size=(12, 20)))
     typed = ("--task.matrix", "mine.npy", "--horizon", "4", "--truncation", "4", "--valid-tasks", "8", "--threads", "1")
-    assert l2o_command("search", "sparse", *typed, *ROUNDS, "--out", "run")[0] == 0
+    assert l2o("search", "sparse", *typed, *ROUNDS, "--out", "run")[0] == 0
     task = read_card(tmp_path / "run/checkpoints/best")["training"]["config"]["task"]
     assert (task["rows"], task["columns"], task["matrix"]) == (12, 20, "mine.npy") and len(task["matrix_sha256"]) == 64

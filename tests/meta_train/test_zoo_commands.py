@@ -12,25 +12,8 @@ from l2o import load_rule, save_rule
 from l2o.checkpoint import read_card
 from l2o.rules import SGD
 from l2o.tensorflow_weights import load_tensorflow_lstm
-from meta_train import cli
 
 PUBLISHED = Path(os.environ.get("L2O_DATA", "/nonexistent")) / "checkpoints"
-
-
-@pytest.fixture
-def l2o(capsys, monkeypatch, tmp_path):
-    """Run a command in an empty directory; return exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        status = 0
-        try:
-            cli.main([str(argument) for argument in arguments])
-        except SystemExit as exit_:
-            status = exit_.code or 0
-        return status, *capsys.readouterr()
-
-    return run
 
 
 def sonnet_arrays():
