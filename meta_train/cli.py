@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         wanted = re.search(r"(?i)tried to allocate ([\d.]+ \w+)", str(error))
         size = f" (it wanted {wanted[1]} more)" if wanted else ""
-        _end(f"out of memory{size}; take fewer tasks (--n-tasks), a shorter --truncation or a smaller problem", 1)
+        _end(f"out of memory{size}; take a smaller problem, fewer tasks (--n-tasks) or a shorter --truncation", 1)
 
 
 def _run(arguments: list[str] | None) -> None:

@@ -27,15 +27,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_safetensors(path.read_bytes())
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        EOFError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        SafetensorError,
-    ) as error:
+    except pickle.UnpicklingError as error:  # torch's own message tells how to run what the file holds
+        raise DataError(f"{path} cannot be read as weights (damaged, or more than tensors by name)") from error
+    except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
         raise DataError(f"{path} cannot be read as weights ({type(error).__name__}: {error!s:.200})") from error
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise DataError(f"{path} holds no state dict, a mapping of names to tensors, but a {type(state).__name__}")

@@ -150,7 +150,7 @@ def test_more_memory_than_there_is_is_one_line_and_no_run(l2o, tmp_path):
     status, output, errors = l2o("train", "quadratic", *TINY, "--n-tasks", 10**13, "--out", "run", "rule:sgd")
     assert (status, output) == (1, "")
     assert re.fullmatch(
-        r"l2o: out of memory \(it wanted \d+ bytes more\); take fewer tasks \(--n-tasks\), .*\n", errors
+        r"l2o: out of memory \(it wanted \d+ bytes more\); take a smaller problem, fewer tasks .*\n", errors
     )
     assert not (tmp_path / "run").exists()
 
