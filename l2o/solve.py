@@ -71,8 +71,8 @@ def solve(
         steps: how many; None with no `tol` takes the number of layers that the rule was trained for.
         tol: stop as soon as the relative duality gap, (F(x) − D) / F(x), is at most this for every item; checked after
             0, 1, 2, 4, … and every 10 steps. Where there is an h, D uses the entry `dual` of the rule's state. An
-            iterate that is not finite stops the run with a RuntimeWarning.
-        max_steps: give up after these many, with `converged` False; only with `tol`.
+            iterate that is not finite stops the run; without `tol` it goes on. A RuntimeWarning says so in both.
+        max_steps: give up after these many, with a RuntimeWarning and `converged` False; only with `tol`.
         start: first iterate, the shape of x; None is 0.
         history: whether to evaluate F after every step; it has a graph where the step has one.
         gradient: None: no graph at all. "unrolled": through all steps. "truncated": through the last ones. "one_step":
@@ -86,12 +86,17 @@ def solve(
     Raises:
         NotConvergedError: if gradient="implicit", but the rule has not come to a fixed point, or in the backward pass
             its linear system was not solved.
-        TypeError: if the rule is none, but a name for instance, or a number of steps is no integer.
+        TypeError: if the rule is none, but a name for instance, or the problem is none, a number of steps is no
+            integer, or tol is no number.
         ValueError: if both or neither of steps and tol are given (and the rule has no number of layers), one is out of
             its range, or the start has another shape.
     """
     if not isinstance(rule, nn.Module):
         raise TypeError(f"rule must be an UpdateRule, got {rule!r}; of a name, l2o.load_rule(name) makes one")
+    if not isinstance(problem, Problem):
+        raise TypeError(
+            f"problem must be an l2o.Problem, got a {type(problem).__name__}; tasks.lasso.problem(A, b, λ) makes one"
+        )
     limit = _limit(rule, steps, tol, max_steps)
     how = Gradient(gradient, last, residual_tol, adjoint, on_failure)
     if not torch.is_grad_enabled():
@@ -106,13 +111,15 @@ def solve(
         walk = _walk(rule, problem, walk, limit if tol is not None else max(limit - tail, 0), tol)
     walk = _walk(rule, problem, walk, walk.made + tail if tol is not None else limit, None) if tail else walk
     certificate, finite = walk.certificate or _certify(problem, walk.x, walk.state), _is_finite(walk.x)
-    if tol is not None and not finite:
+    converged = finite and (tol is None or bool((certificate.relative_gap <= tol).all()))
+    if not finite:
         warnings.warn(_not_finite(rule, problem, walk), RuntimeWarning, stacklevel=2)
+    elif not converged:
+        warnings.warn(_gave_up(rule, walk, certificate, tol), RuntimeWarning, stacklevel=2)
     x, report = walk.x, None
     if how.mode == "implicit":
         x, report = attach_fixed_point(rule, problem, x, walk.state, walk.made, first, how)
     curve = torch.stack(walk.values) if history else x.new_empty((0, *problem.batch_shape))
-    converged = finite and (tol is None or bool((certificate.relative_gap <= tol).all()))
     return Solution(x, curve, certificate, walk.made, converged, report)
 
 
@@ -154,10 +161,20 @@ def _is_finite(x: Tensor) -> bool:
 def _not_finite(rule: UpdateRule, problem: Problem, walk: _Walk) -> str:
     items = int((~torch.isfinite(walk.x)).flatten(-problem.ndim).any(-1).sum())
     of = torch.Size(problem.batch_shape).numel()
-    return (
-        f"{type(rule).__name__} stopped after {walk.made} steps: {items} of {of} items are no longer finite. "
-        "Check the data, or take a smaller step size"
-    )
+    layers = getattr(rule, "layers", None)
+    cure = "Check the data, or take a smaller step size"
+    if layers is not None and walk.made > layers:
+        cure = f"It is made for {layers} steps: take no more, or wrap it, l2o.rules.Safeguarded(rule), to converge"
+    return f"{type(rule).__name__} after {walk.made} steps: {items} of {of} items are no longer finite. {cure}"
+
+
+def _gave_up(rule: UpdateRule, walk: _Walk, certificate: Certificate, tol: float | None) -> str:
+    gap, dtype = certificate.relative_gap.max(), str(walk.x.dtype).removeprefix("torch.")
+    cure = "Take more steps, or a rule that converges: l2o.rules.FISTA(), l2o.rules.Safeguarded(rule)"
+    if walk.x.dtype != torch.float64:
+        cure += f"; {dtype} may not come nearer, problem.double() does"
+    name = type(rule).__name__
+    return f"{name} gave up after {walk.made} steps: the largest relative gap is {gap:.1e}, not tol={tol:g}. {cure}"
 
 
 @torch.no_grad()
@@ -176,6 +193,8 @@ def _limit(rule: UpdateRule, steps: int | None, tol: float | None, max_steps: in
         steps = getattr(rule, "layers", None)
     if (steps is None) == (tol is None):
         raise ValueError(f"give either steps or tol, got steps={steps} and tol={tol}")
+    if isinstance(tol, str):
+        raise TypeError(f"tol must be a number, got {tol!r}")
     if tol is not None and not tol > 0:
         raise ValueError(f"tol must be above 0, got {tol}")
     try:

@@ -181,11 +181,11 @@ def problem(A: Tensor | np.ndarray, b: Tensor | np.ndarray, strength: float | Te
         strength: λ > 0, a number or one entry per item, shape (batch,).
 
     Raises:
+        TypeError: if A or b is no dense array of numbers.
         ValueError: if the shapes do not fit, A has no columns, an entry is complex or not finite, or λ is not positive
             or no number.
     """
-    A, b, strength = (_readable(data) for data in (A, b, strength))
-    A, b = torch.as_tensor(A), torch.as_tensor(b)
+    A, b, strength = _tensor("A", A), _tensor("b", b), _readable(strength)
     dtype = functools.reduce(torch.promote_types, (A.dtype, b.dtype, torch.float32))
     if dtype.is_complex:
         raise ValueError(f"A and b must be real, got {A.dtype} and {b.dtype}")
@@ -203,6 +203,21 @@ def problem(A: Tensor | np.ndarray, b: Tensor | np.ndarray, strength: float | Te
             f"strength must be a number or have one entry per item, {made.batch_shape}; got {tuple(strength.shape)}"
         )
     return made
+
+
+def _tensor(name: str, data: Any) -> Tensor:
+    """Return A or b as a tensor; what is no array of numbers is none."""
+    try:
+        tensor = torch.as_tensor(_readable(data))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a tensor or an array of numbers, got {_kind(data)}: {error}") from error
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be dense, got a sparse tensor; use {name}.to_dense()")
+    return tensor
+
+
+def _kind(data: Any) -> str:
+    return repr(data) if data is None or isinstance(data, str) else f"a {type(data).__name__}"
 
 
 def _number(strength: Any, dtype: torch.dtype, device: torch.device) -> Tensor:

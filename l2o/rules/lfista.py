@@ -18,7 +18,7 @@ from l2o.proximal.norms import soft_threshold
 from l2o.rule import ModelBasedRule
 from l2o.rules.checks import check_positive
 from l2o.rules.matrix_config import MatrixConfig
-from l2o.rules.support import dictionary_of, per_layer, positive, start_matrix
+from l2o.rules.support import Start, check_start, dictionary_of, positive, start_matrix, start_thresholds
 
 
 class LFISTAState(NamedTuple):
@@ -32,16 +32,20 @@ class LFISTAState(NamedTuple):
 class LFISTAConfig(MatrixConfig):
     """Shape and initial values of `LFISTA`."""
 
+    start: Start = "ista"
+    """What the layers start as: ista: those of FISTA, momentum and all; analytic: steps of ALISTA without support
+    selection, and without momentum, with which they would diverge."""
     strength: float = 0.1
-    """λ of the FISTA that the weights start as."""
+    """λ of that FISTA."""
 
     def __post_init__(self):
         """Check the ranges.
 
         Raises:
-            ValueError: if a size is below 1, or the strength is not positive.
+            ValueError: if a size is below 1, the strength is not positive, or the start is unknown.
         """
         super().__post_init__()
+        check_start(self.start)
         check_positive(strength=self.strength)
 
 
@@ -49,22 +53,25 @@ class LFISTA(ModelBasedRule):
     """θ = {from_data (n, m), and a layer: from_code (n, n), from_previous (n, n), log_threshold ()}; for one size.
 
     Args:
-        dictionary: A, shape (rows, columns): every layer starts as the FISTA step, W_e = Aᵀ/L,
-            W_g = (1 + β_k)(I − AᵀA/L), W_m = −β_k (I − AᵀA/L), θ = λ/L; layer 0 is an ISTA step. None leaves the
-            matrices 0, to be loaded.
+        dictionary: A, shape (rows, columns): with start="ista" every layer is the FISTA step W_e = Aᵀ/L,
+            W_g = (1 + β_k)(I − AᵀA/L), W_m = −β_k (I − AᵀA/L), θ = λ/L; layer 0 is an ISTA step. With
+            start="analytic", analytic weights W take the place of A/L, and β_k is 0. None leaves the matrices 0, to be
+            loaded.
     """
 
     def __init__(self, config: LFISTAConfig | None = None, dictionary: Tensor | None = None):
         super().__init__()
         self.config = config = config or LFISTAConfig()
         self.layers = config.layers
-        start, inverse = start_matrix(dictionary, config.rows, config.columns, analytic=False)
-        code = torch.eye(config.columns) - start.mT @ (start / inverse)
-        momenta = _momenta(config.layers)
+        analytic = config.start == "analytic"
+        start, inverse = start_matrix(dictionary, config.rows, config.columns, analytic)
+        dictionary = start if dictionary is None else dictionary.to(start.dtype)
+        code = torch.eye(config.columns) - start.mT @ dictionary
+        momenta = [0.0] * config.layers if analytic else _momenta(config.layers)
         self.from_data = nn.Parameter(start.mT.clone())
         self.from_code = nn.ParameterList((1 + beta) * code for beta in momenta)
         self.from_previous = nn.ParameterList(-beta * code for beta in momenta)
-        self.log_threshold = per_layer(config.strength * inverse for _ in range(config.layers))
+        self.log_threshold = start_thresholds(config.start, config.strength, inverse, config.layers)
 
     def init_problem(self, problem: Problem, x: Tensor) -> LFISTAState:
         """See `ModelBasedRule.init_problem`."""

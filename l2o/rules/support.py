@@ -176,7 +176,10 @@ def start_matrix(dictionary: Tensor | None, rows: int, columns: int, analytic: b
     if dictionary is None:
         return torch.zeros(rows, columns), 1.0
     if tuple(dictionary.shape) != (rows, columns):
-        raise ValueError(f"the dictionary must be {rows}×{columns} as in the config, got {tuple(dictionary.shape)}")
+        raise ValueError(
+            f"the dictionary must be {rows}×{columns} as in the rule's config, got {tuple(dictionary.shape)}; set rows "
+            "and columns of the config (--rule.rows, --rule.columns)"
+        )
     operator = Dictionary(dictionary.detach().to(torch.get_default_dtype()))
     inverse = 1 / operator.norm().item() ** 2
     return operator.analytic_weights if analytic else operator.matrix * inverse, inverse

@@ -6,7 +6,7 @@ import torch
 
 import l2o
 from l2o.proximal import L1, Dictionary
-from l2o.rules import FISTA, ISTA, SGD, Adam, AdamConfig, SGDConfig
+from l2o.rules import ALISTA, FISTA, ISTA, SGD, Adam, AdamConfig, ALISTAConfig, Safeguarded, SGDConfig
 from l2o.solve import make_step, stepper
 
 
@@ -45,9 +45,14 @@ def test_solution_given_as_start_takes_no_step(float64):
     assert again.steps == 0 and torch.equal(again.x, best) and again.history.shape == (1, 4)
 
 
-def test_giving_up_is_said(float64):
-    solution = l2o.solve(ISTA(), lasso(4), tol=1e-12, max_steps=7)
+def test_giving_up_is_said():
+    problem = lasso(4)
+    with pytest.warns(RuntimeWarning, match=r"ISTA gave up after 7 steps: .*, not tol=1e-12. .*; float32 may not come"):
+        solution = l2o.solve(ISTA(), problem, tol=1e-12, max_steps=7)
     assert not solution.converged and solution.steps == 7
+    with pytest.warns(RuntimeWarning, match=r"or a rule that converges: l2o.rules.FISTA\(\), .*\(rule\)$"):
+        l2o.solve(ISTA(), problem.double(), tol=1e-12, max_steps=7)
+    assert l2o.solve(FISTA(), problem.double(), tol=1e-12).converged  # the cure
 
 
 def test_zero_steps_return_the_start():
@@ -138,11 +143,18 @@ def test_what_cannot_be_run_is_refused(options, message):
         ),
         (ISTA(), {"steps": 3.5}, "steps and max_steps must be integers, got 3.5"),
         (ISTA(), {"tol": 0.1, "max_steps": 1e3}, "must be integers, got None and 1000.0"),
+        (ISTA(), {"tol": "1e-3"}, "tol must be a number, got '1e-3'"),
     ],
 )
 def test_what_is_no_rule_or_no_number_of_steps_is_refused(rule, options, message):
     with pytest.raises(TypeError, match=message):
         l2o.solve(rule, lasso(2), **options)
+
+
+def test_what_is_no_problem_is_refused_with_what_makes_one():
+    message = r"problem must be an l2o.Problem, got a tuple; tasks.lasso.problem\(A, b, λ\) makes one"
+    with pytest.raises(TypeError, match=message):
+        l2o.solve(ISTA(), (torch.eye(3), torch.ones(3), 0.1), steps=3)  # pyright: ignore
 
 
 def test_a_start_may_come_from_numpy(float64):
@@ -157,21 +169,33 @@ class Exploding(ISTA):
         return x * torch.tensor([1e30, 1.0])[:, None] + 1, state
 
 
-def test_a_run_that_is_not_finite_has_not_converged():
+def test_a_run_that_is_not_finite_has_not_converged_and_warns():
     problem = lasso(2)
-    solution = l2o.solve(Exploding(), problem, steps=5)
+    with pytest.warns(RuntimeWarning, match="Exploding after 5 steps: 1 of 2 items are no longer finite. Check the"):
+        solution = l2o.solve(Exploding(), problem, steps=5)
     assert not solution.converged and solution.steps == 5 and not torch.isfinite(solution.x).all()
     assert solution.certificate.primal[0].isnan() and solution.certificate.primal[1].isfinite()
     assert l2o.solve(ISTA(), problem, steps=5).converged
 
 
 def test_a_run_to_a_tolerance_stops_and_warns_where_it_is_not_finite():
-    message = r"Exploding stopped after 3 steps: 1 of 2 items are no longer finite. Check the data, or take a smaller"
+    message = r"Exploding after 3 steps: 1 of 2 items are no longer finite. Check the data, or take a smaller"
     with pytest.warns(RuntimeWarning, match=message):
         solution = l2o.solve(Exploding(), lasso(2), tol=1e-6)
     assert solution.steps == 3 and not solution.converged and solution.history.shape == (4, 2)
-    with pytest.warns(RuntimeWarning, match="stopped after 0 steps: 2 of 2 items"):
+    with pytest.warns(RuntimeWarning, match="after 0 steps: 2 of 2 items"):
         l2o.solve(ISTA(), lasso(2), tol=1e-6, start=torch.full((2, 16), torch.nan))
+
+
+def test_a_learned_rule_that_diverges_beyond_its_layers_names_the_cure_and_it_cures():
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(8, 16, generator=generator)
+    problem = l2o.Problem(Dictionary(A / A.norm(dim=0)), torch.randn(2, 8, generator=generator), L1(0.1)).double()
+    rule = ALISTA(ALISTAConfig(layers=4, step_size=5.0))
+    message = r"ALISTA after 1000 steps: 2 of 2 items .* It is made for 4 steps: .*, l2o.rules.Safeguarded\(rule\)"
+    with pytest.warns(RuntimeWarning, match=message):
+        assert not l2o.solve(rule, problem, steps=1000).converged
+    assert l2o.solve(Safeguarded(rule), problem, steps=1000).certificate.relative_gap.max() < 1e-9
 
 
 def test_a_solution_prints_in_one_line():

@@ -193,7 +193,8 @@ def lfista(rule, A, b, xs, k, memory):
 def glista(rule, A, b, xs, k, memory):
     x, threshold = xs[-1], np.exp(weight(rule, "log_threshold", k))
     y = (1 + weight(rule, "gain", k) * np.maximum(1 - np.exp(weight(rule, "log_gain_width", k)) * np.abs(x), 0)) * x
-    z = select(y - weight(rule, "weights", k).T @ (A @ y - b), threshold, counts(k))
+    step_size = np.exp(weight(rule, "log_step_size", k)) if rule.config.tied else 1.0
+    z = select(y - step_size * weight(rule, "weights", k).T @ (A @ y - b), threshold, counts(k))
     o = 1 + weight(rule, "overshoot", k) * threshold / (np.abs(z - x) + 0.1)
     return np.where(z != 0, o * z + (1 - o) * x, 0.0)
 
@@ -272,12 +273,26 @@ def test_without_support_selection_cpss_and_glista_start_as_ista(float64):
         torch.testing.assert_close(run(GLISTA(GLISTAConfig(**config), A), problem, 5), expected)
 
 
-def test_the_analytic_start_of_cpss_and_tilista_is_alista(float64):
+def test_the_analytic_start_of_cpss_glista_and_tilista_is_alista(float64):
     problem, A = problem_of(dictionary()), dictionary()
     expected = run(ALISTA(CONFIGS["alista"]), problem)
     torch.testing.assert_close(run(build("tilista", perturbed=False), problem), expected)
-    cpss = LISTACPSS(LISTACPSSConfig(**SIZES, **SUPPORT, start="analytic"), A)
-    torch.testing.assert_close(run(cpss, problem), expected)
+    for tied in (False, True):
+        config = {**SIZES, **SUPPORT, "tied": tied, "start": "analytic"}
+        torch.testing.assert_close(run(LISTACPSS(LISTACPSSConfig(**config), A), problem), expected)
+        torch.testing.assert_close(run(GLISTA(GLISTAConfig(**config), A), problem), expected)
+
+
+def test_the_analytic_start_of_rules_without_support_selection_is_alista_without_it(float64):
+    problem, A = problem_of(dictionary()), dictionary()
+    expected = run(ALISTA(ALISTAConfig(layers=LAYERS, support_step=0.0)), problem)
+    config = {**SIZES, "start": "analytic"}
+    for rule in (
+        LISTA(LISTAConfig(**config), A),
+        LISTACP(LISTACPConfig(**config), A),
+        LFISTA(LFISTAConfig(**config), A),
+    ):
+        torch.testing.assert_close(run(rule, problem), expected)
 
 
 def test_lamp_starts_as_amp_and_lfista_as_fista(float64):
@@ -353,7 +368,7 @@ def test_shipped_scalars_carry_over_to_another_size(name, columns):
 def test_matrix_models_refuse_another_size(name):
     with pytest.raises(ValueError, match="has weights for a matrix of 6×10, got one of 8×12"):
         run(build(name), problem_of(dictionary(5, 8, 12)))
-    with pytest.raises(ValueError, match="the dictionary must be 6×10 as in the config, got \\(8, 12\\)"):
+    with pytest.raises(ValueError, match="the dictionary must be 6×10 as in the rule's config, got \\(8, 12\\)"):
         build(name, A=dictionary(5, 8, 12))
 
 

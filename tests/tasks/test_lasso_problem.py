@@ -117,3 +117,18 @@ def test_data_that_make_no_problem_are_refused(arguments, message):
         problem(*arguments)
     with pytest.raises(ValueError, match=message):
         problem(*(value.numpy() if isinstance(value, torch.Tensor) else np.float64(value) for value in arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("A.npy", B, 0.1), "A must be a tensor or an array of numbers, got 'A.npy'"),
+        ((A, None, 0.1), "b must be a tensor or an array of numbers, got None"),
+        (([[1.0, 2.0], [3.0]], B, 0.1), "A must be a tensor or an array of numbers, got a list: expected sequence of"),
+        ((np.array([[1, None]]), B, 0.1), "A must be a tensor or an array of numbers, got a ndarray"),
+        ((A.to_sparse(), B, 0.1), r"A must be dense, got a sparse tensor; use A.to_dense\(\)"),
+    ],
+)
+def test_what_is_no_array_of_numbers_is_refused(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        problem(*arguments)
