@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import inspect
 import operator
+import warnings
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -87,7 +88,8 @@ class TrainConfig:
     checkpoint_every: int = 100
     """Outer steps between checkpoints; an interruption loses at most these."""
     start_from: str | None = None
-    """Shipped name, checkpoint or run directory whose weights to start from; None draws fresh ones."""
+    """Shipped name, checkpoint or run directory whose weights to start from; None draws fresh ones. Sizes must
+    be the same, constants such as an LSTM's scale need not."""
     seed: int = 0
     """Seed of everything that is drawn."""
 
@@ -113,17 +115,28 @@ class TrainConfig:
         return chosen(**{field.name: getattr(self, field.name) for field in dataclasses.fields(chosen)})
 
     def build_rule(self, generator) -> UpdateRule:
-        """Return the rule with fresh weights, or with those of `start_from`.
+        """Return the rule with fresh weights, or with those of `start_from`; if its constants were others, a warning.
 
         Raises:
-            ValueError: if `start_from` cannot be loaded or holds a rule of another kind or config, or if the config's
-                type is not in `RULES`.
+            ValueError: if `start_from` cannot be loaded or holds a rule of another kind or weights of other shapes, or
+                if the config's type is not in `RULES`.
         """
-        if self.start_from is not None:
-            rule = load_rule(self.start_from)
-            if rule.config != self.rule:
-                raise ValueError(f"{self.start_from} holds a rule with {rule.config}; this run asks for {self.rule}")
+        if self.start_from is None:
+            return self._fresh_rule(generator)
+        rule = load_rule(self.start_from)
+        if rule.config == self.rule:
             return rule
+        told = f"{self.start_from} holds a rule with {rule.config}; this run asks for {self.rule}"
+        if type(rule.config) is not type(self.rule):
+            raise ValueError(told)
+        again = self._fresh_rule(generator)
+        if _shapes(again) != _shapes(rule):
+            raise ValueError(told)
+        again.load_state_dict(rule.state_dict())
+        warnings.warn(f"{told}, whose constants it goes on with", stacklevel=1)  # once, though built twice
+        return again
+
+    def _fresh_rule(self, generator) -> UpdateRule:
         make = rule_type(self.rule)
         if make is None:
             raise ValueError(f"{type(self.rule).__name__} has no name in l2o.rules.RULES, which lists {sorted(RULES)}")
@@ -139,6 +152,11 @@ class TrainConfig:
         if not isinstance(self.task, Lasso):
             raise ValueError(f"{type(self.rule).__name__} starts from the matrix of Lasso tasks, got {self.task}")
         return self.task.shared_dictionary(torch.empty(0))
+
+
+def _shapes(rule: UpdateRule) -> dict[str, torch.Size]:
+    """Return the shape of every tensor of a rule by its name."""
+    return {name: tensor.shape for name, tensor in rule.state_dict().items()}
 
 
 _SPARSE = TrainConfig(

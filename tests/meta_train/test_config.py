@@ -247,10 +247,22 @@ def test_a_run_can_start_from_another_rules_weights(tmp_path):
     assert all(parameter.requires_grad for parameter in started.parameters())
 
 
-def test_weights_of_another_config_are_refused(tmp_path):
+def test_a_run_can_start_from_weights_with_another_constant(tmp_path):
+    rule = TrainConfig(Quadratic(), LSTMConfig(hidden_size=3)).build_rule(None)
+    save_rule(rule, tmp_path / "rule")
+    config = TrainConfig(Quadratic(), LSTMConfig(hidden_size=3, scale=0.2), start_from=str(tmp_path / "rule"))
+    with pytest.warns(UserWarning, match=r"holds a rule with .*scale=0\.1,.*asks for .*scale=0\.2,.*goes on with"):
+        started = config.build_rule(torch.Generator().manual_seed(2))
+    grads, state = torch.randn(5), rule.init_coordinates(torch.zeros(5))
+    updates = [either.update(grads, state, torch.tensor(0))[0] for either in (rule, started)]
+    torch.testing.assert_close(updates[1], 2 * updates[0])
+
+
+@pytest.mark.parametrize("other", [LSTMConfig(hidden_size=4), SGDConfig()])
+def test_weights_of_another_size_or_rule_are_refused(tmp_path, other):
     save_rule(TrainConfig(Quadratic(), LSTMConfig(hidden_size=3)).build_rule(None), tmp_path / "rule")
-    config = TrainConfig(Quadratic(), LSTMConfig(hidden_size=4), start_from=str(tmp_path / "rule"))
-    with pytest.raises(ValueError, match=r"holds a rule with .*hidden_size=3.*asks for .*hidden_size=4"):
+    config = TrainConfig(Quadratic(), other, start_from=str(tmp_path / "rule"))
+    with pytest.raises(ValueError, match=r"holds a rule with .*hidden_size=3.*asks for "):
         config.build_rule(None)
 
 
