@@ -20,7 +20,7 @@ from l2o.rule import ModelBasedRule
 from meta_train.config_json import from_json
 from meta_train.recovery_classics import CLASSICS, pose, tune
 from meta_train.recovery_measures import nmse, nmse_each, run, spread, support_f1
-from meta_train.run_directory import describe_environment
+from meta_train.run_directory import describe_environment, last_logged
 from meta_train.seeds import derive_seed
 from meta_train.training_command import training_command
 from tasks import Data, Lasso
@@ -159,7 +159,8 @@ def _learned(source: str) -> tuple[str, Method] | str:
     if setting is None:
         return f"the race is without noise or at SNR 20 dB, and it was trained at {task['snr_db']} dB"
     command = training.get("command") or training_command(from_json(training["config"]))
-    seconds = training.get("cpu_s", training.get("search", {}).get("cpu_s", ""))
+    logged = last_logged(Path(source), "cpu_s") or ""
+    seconds = training.get("cpu_s", training.get("search", {}).get("cpu_s", logged))
     facts = {"training": command, "train_cpu_s": seconds}
     name = Path(source).resolve().name.removesuffix("-snr20")
     return setting, Method(name, "learned", rule, SETTINGS[setting].strength, facts)

@@ -138,6 +138,15 @@ class RunDirectory:
         _write_atomically(self._metrics, "".join(kept))
 
 
+def last_logged(run: Path, name: str) -> Any:
+    """Return the last value of a field in the metrics.jsonl of a run directory; None if there is none."""
+    try:
+        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    except (OSError, ValueError):
+        return None
+    return next((record[name] for record in reversed(records) if name in record), None)
+
+
 def describe_environment() -> dict[str, Any]:
     """Return versions, commit and machine."""
     return {

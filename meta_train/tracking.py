@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from l2o.checkpoint import CheckpointError, find, read_card
 from meta_train.config_json import to_json
-from meta_train.run_directory import RunDirectory
+from meta_train.run_directory import RunDirectory, last_logged
 from meta_train.wandb_run import WandbMode, choose_wandb, finish_wandb, log_model, open_wandb
 
 _LINE_SECONDS = 10.0
@@ -37,6 +37,7 @@ class Progress:
         self._inner_steps, self._since = 0, time.perf_counter()
         self._line_time, self._begun = 0.0, None
         self._validation = ""
+        self._cpu_before, self._cpu_begun = 0.0, time.process_time()
 
     def outer_step(self, outer_step: int, loss: float, inner_steps: int, diverged: int) -> None:
         """Note one outer step.
@@ -50,6 +51,7 @@ class Progress:
             now = time.perf_counter()
             self.wandb = start_wandb(self.run, self._wandb_mode)  # a run that fails to start leaves no trace there
             self._since += time.perf_counter() - now
+            self._cpu_before = last_logged(self.run.path, "cpu_s") or 0.0
             self._begun = (outer_step - 1, time.perf_counter())
             if sys.stderr.isatty():
                 self.bar = tqdm(total=self.total, initial=outer_step - 1, unit="outer step", dynamic_ncols=True)
@@ -90,6 +92,7 @@ class Progress:
         rate = self._inner_steps / (now - self._since)
         self._record({
             "outer_step": outer_step, "train/loss": loss, "inner_steps_per_s": round(rate, 1), "diverged": diverged,
+            "cpu_s": round(self._cpu_before + time.process_time() - self._cpu_begun, 1),
         })  # fmt: skip
         self.window, self._inner_steps, self._since = [], 0, now
         status = f"loss {loss:.4g}, {rate:,.0f} inner steps/s" + (

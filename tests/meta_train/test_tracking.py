@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from wandb_files import wandb_artifacts, wandb_history, wandb_records
 
 from l2o.rules import SGDConfig
 from meta_train.config import TrainConfig
-from meta_train.run_directory import RunDirectory
+from meta_train.run_directory import RunDirectory, last_logged
 from meta_train.tracking import Progress, start_wandb
 from meta_train.trainer import Trainer
 from tasks import Quadratic
@@ -136,6 +137,27 @@ def test_the_log_holds_the_mean_loss_of_twenty_steps_the_speed_and_every_validat
     assert validated == {"outer_step": 50, "valid/meta_loss": 7.5, "valid/final_loss": 0.25}
 
 
+def test_the_log_adds_up_cpu_seconds_over_interruptions(run):
+    (run.path / "metrics.jsonl").write_text('{"outer_step": 20, "cpu_s": 1000.0}\n')  # left by an earlier process
+    progress, begun = Progress(run, "off"), time.process_time()
+    for step in range(21, 41):
+        progress.outer_step(step, 1.0, 20, diverged=0)
+    while time.process_time() < begun + 0.3:
+        pass
+    for step in range(41, 61):
+        progress.outer_step(step, 1.0, 20, diverged=0)
+    before, early, *_, late = (record["cpu_s"] for record in metrics(run))
+    assert 1000.0 == before <= early and early + 0.2 <= late <= before + time.process_time() - begun + 0.1
+    assert last_logged(run.path, "cpu_s") == late
+
+
+@pytest.mark.parametrize("log", [None, "", '{"outer_step": 20}', "cut sho"])
+def test_a_log_that_does_not_tell_gives_none(log, tmp_path):
+    if log is not None:
+        (tmp_path / "metrics.jsonl").write_text(log)
+    assert last_logged(tmp_path, "cpu_s") is None
+
+
 def test_diverged_trajectories_are_counted_and_windows_that_were_not_used_left_out_of_the_mean(run, capsys):
     progress = Progress(run, "off")
     for step in range(1, 21):
@@ -167,7 +189,7 @@ def test_offline_wandb_writes_a_run_that_can_be_read_back_and_goes_on_when_resum
     first, second = (wandb_history(file) for file in files)
     expected = expected_history(run)
     assert first.keys() == {20, 25} and second.keys() == {40, 50}
-    assert expected[20].keys() == {"train/loss", "inner_steps_per_s", "diverged"}
+    assert expected[20].keys() == {"train/loss", "inner_steps_per_s", "diverged", "cpu_s"}
     assert expected[25].keys() == {"valid/meta_loss", "valid/sum_loss", "valid/final_loss"}
     assert first | second == expected
 
@@ -251,7 +273,7 @@ def test_an_unreachable_wandb_server_does_not_stop_a_training(run, nobody):
     pytest.importorskip("wandb")
     script = f"""
 from pathlib import Path
-from meta_train.run_directory import RunDirectory
+from meta_train.run_directory import RunDirectory, last_logged
 from meta_train.tracking import start_wandb
 run = RunDirectory.open(Path({str(run.path)!r}))
 start_wandb(run, "auto").finish()
