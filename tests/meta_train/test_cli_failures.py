@@ -52,12 +52,12 @@ def test_train_refuses_a_directory_that_holds_a_run_and_leaves_it_alone(l2o, tmp
 
 
 @pytest.mark.parametrize("out", ["file", "file/below", "/proc/nothing/run"])
-@pytest.mark.parametrize("command", ["train", "benchmark"])
+@pytest.mark.parametrize("command", ["train", "benchmark", "speed", "estimators"])
 def test_directories_that_cannot_be_written_are_one_line(out, command, l2o, tmp_path):
     (tmp_path / "file").write_text("mine")
     l2o("train", "quadratic", *TINY, "--out", "run", "rule:sgd")
-    arguments = ("quadratic", *TINY) if command == "train" else ("quadratic", "--checkpoint", "run")
-    status, output, errors = l2o(command, *arguments, "--out", out)
+    arguments = {"train": ("quadratic", *TINY), "benchmark": ("quadratic", "--checkpoint", "run")}.get(command, ())
+    status, output, errors = l2o(command, *arguments, "--out", out)  # before anything is measured
     assert (status, output) == (2, "")
     (line,) = errors.splitlines()
     assert line.startswith("l2o: ") and out.split("/")[0] in line
