@@ -68,6 +68,7 @@ def _readme(protocol: dict[str, Any], summary: list[Row], table: str) -> str:
     directory = protocol.get("directory", f"results/{protocol['name']}")
     last_summed = f"θ{_subscript(protocol['sum_steps'] - 1)}"
     loss = "A loss is (f − f*) / mean f*, its mean the ratio of the means.\n" if protocol.get("relative") else ""
+    note = protocol["note"] + "\n" if protocol.get("note") else ""
     settings = "\n".join(f"- *{name}*: `{family}`" for name, family in protocol["settings"].items())
     return f"""# {protocol["name"]}: {protocol["question"]}
 
@@ -81,7 +82,7 @@ Command: `{protocol["command"]}`
 Losses of {protocol["problems"]} test problems per setting, the same problems and minibatches for every method. The
 score is the sum of the losses at θ₀ … {last_summed}; the final loss is the mean of the last ten of
 {protocol["steps"]} steps. *Wins*: share of the problems with a lower sum than the best classic's. *CPU s*: per problem.
-{loss}
+{loss}{note}
 {table}
 
 ![curves](curves.png)
