@@ -1,20 +1,26 @@
 """A safeguard for learned steps: an audition against Adam, a trust region, and Adam when the losses ask for it.
 
 Audition. The learned rule makes the first `audition` steps; then the weights go back to where they began, and Adam, its
-step `boost` times as long, has as many. The rule goes on, from where it stopped, if the mean loss that it had reached
-is below `ahead` times Adam's. Otherwise Adam simply goes on: of the rule nothing is left in its weights or moments, so
-that a foreign network is trained as by an Adam that lost `audition` steps.
+step `boost` times as long, has as many. The rule goes on, from where it stopped, if it got further in a share `ahead`
+of its steps than Adam in all of them: if its mean loss at that step, and at its end, is below Adam's at the end.
+Otherwise Adam simply goes on: of the rule nothing is left in its weights or moments, so that a foreign network is
+trained as by an Adam that lost `audition` steps.
 
 Trust region. Each tensor's learned step u_t is scaled back to c times the length of the step a_t of Adam:
 
-    s_t = u_t min(1, c_t ‖a_t‖ / ‖u_t‖),   c_t = trust · clip((f_1 / f̄_t)^¾, 1, earned).
+    s_t = u_t min(1, c_t ‖a_t‖ / ‖u_t‖),   c_t = trust · min(grow^n_t, earned).
 
-f̄_t is a running mean of the losses, f_1 the first one: a rule that has lowered the loss may take longer steps. Where f̄
-rises by the factor `rise` above its least value, or finds no lower one for a while, trust is multiplied by `shrink`.
+n_t counts the steps of the rule that brought the running mean f̄ of the losses below all its values since trust was
+last lost: a rule that goes on lowering the loss may take longer steps. Neither n_t nor the audition asks by how much,
+so that a floor under the loss (smoothed or wrong labels), its unit or its sign hardly matter. Where f̄ rises by the
+factor `rise` above its least value, or finds no lower one for a while, trust is multiplied by `shrink`.
 
 Fall-back. Below `floor` Adam takes over for the rest of training, from where the rule is. Where trust is lost while f̄
 is above the mean at the end of Adam's audition, or a loss is not finite, it does so at once, from the weights of that
 end. While Adam moves alone every further rise or stall multiplies the boost by `cool`, down to 1, which is Adam itself.
+
+Limit. Only parameters go back, not a module's buffers. The running means of BatchNorm, which evaluation uses, forget
+the other weights by themselves, by 0.9 a step: after 50 steps half a percent is left; with momentum=None, more.
 
 Sources: falling back to a method that is known to converge, Heaton et al. 2023, Safeguarded learned convex
 optimization, arXiv:2003.01880; deciding by the loss, Prémont-Schwarz et al. 2022, A simple guard for learned
@@ -32,16 +38,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Guard:
-    """Options of the safeguard; `meta_train.safeguard_problems` tells how the defaults were chosen."""
+    """Options of the safeguard; `meta_train.safeguard_seen` tells how the defaults were chosen."""
 
     audition: int = 100
     """Steps of the rule, then of Adam from the same weights, before one of them is chosen; 0 is no audition, ≥ 0."""
-    ahead: float = 0.8
-    """The rule goes on if its mean loss is below this share of Adam's, in (0, 1)."""
+    ahead: float = 0.7
+    """The rule goes on if this share of the steps brings it below where Adam gets with all, in (0, 1)."""
     trust: float = 16.0
     """Longest learned step at first, in lengths of Adam's step (‖u‖ / ‖a‖ per tensor), > 0."""
     earned: float = 8.0
-    """Greatest factor by which the limit grows as the loss falls, ≥ 1; 1 keeps it."""
+    """Greatest factor by which the limit grows while the loss falls, ≥ 1; 1 keeps it."""
+    grow: float = 1.01
+    """Factor by which it grows at every new least mean loss, ≥ 1."""
     smoothing: float = 0.95
     """Decay per step of the running mean of the losses, in [0, 1)."""
     rise: float = 1.2
@@ -86,7 +94,7 @@ _COUNT = (lambda x: x >= 1, "at least 1")
 _RANGES = {
     **dict.fromkeys(("trust", "patience", "lr", "eps"), _POSITIVE),
     **dict.fromkeys(("smoothing", "beta1", "beta2"), _DECAY),
-    **dict.fromkeys(("least_patience", "rest", "earned", "boost"), _COUNT),
+    **dict.fromkeys(("least_patience", "rest", "earned", "grow", "boost"), _COUNT),
     "audition": (lambda x: x >= 0, "at least 0"),
     "rise": (lambda x: x > 1, "above 1 and finite"),
     **dict.fromkeys(("ahead", "shrink", "cool"), (lambda x: 0 < x < 1, "in (0, 1)")),

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from l2o.guard import Guard
 
-_POWER = 0.75
-"""Exponent of the growth: 1, with a limit of 4, let small convolutions go further from Adam on the tuning problems."""
+_HEAVY = 0.5
+"""Weight from which a running mean counts: one of few losses is one of noise, and its least value too low."""
 
 
 class Turn(IntEnum):
@@ -43,8 +43,10 @@ class Progress(NamedTuple):
     """How often the weights were exchanged with the kept ones."""
     other: float = math.inf
     """Mean loss of the kept weights, where they are the end of an audition."""
-    first: float = math.nan
-    """The first loss."""
+    mark: float = math.inf
+    """Mean loss of the rule after the share `Guard.ahead` of its audition."""
+    earned: float = 1.0
+    """Factor on trust: min(grow^n, earned) of the guard."""
     total: float = 0.0
     """Weighted sum of the losses; the mean is total / weight."""
     weight: float = 0.0
@@ -89,15 +91,20 @@ def observe(guard: Guard, progress: Progress, loss: float) -> Progress:
         return _failed(guard, progress)
     keep = guard.smoothing
     total, weight = keep * progress.total + (1 - keep) * loss, keep * progress.weight + (1 - keep)
-    first = loss if math.isnan(progress.first) else progress.first
-    progress = progress._replace(first=first, total=total, weight=weight)
+    progress = progress._replace(total=total, weight=weight)
+    if progress.weight > _HEAVY and progress.mean < progress.best:
+        progress = _improved(guard, progress)
     if progress.turn in (Turn.AUDITION, Turn.RIVAL):
-        return _decided(guard, progress) if progress.steps - progress.began >= guard.audition else progress
-    if progress.mean < progress.best:
-        return progress._replace(best=progress.mean, best_at=progress.steps)
+        return _auditioned(guard, progress)
     if progress.steps - progress.lost_at < guard.rest or not _is_trouble(guard, progress):
         return progress
     return _lost(guard, progress)
+
+
+def _improved(guard: Guard, progress: Progress) -> Progress:
+    """Return the progress with the present mean as the least one, for which the rule earns."""
+    earned = min(guard.earned, guard.grow * progress.earned) if progress.learned else progress.earned
+    return progress._replace(best=progress.mean, best_at=progress.steps, earned=earned)
 
 
 def _failed(guard: Guard, progress: Progress) -> Progress:
@@ -109,12 +116,16 @@ def _failed(guard: Guard, progress: Progress) -> Progress:
     return _exchanged(progress, Turn.ADAM, math.nan)
 
 
-def _decided(guard: Guard, progress: Progress) -> Progress:
-    """Return the progress at the end of an audition."""
-    mean = progress.mean
+def _auditioned(guard: Guard, progress: Progress) -> Progress:
+    """Return the progress in the course of an audition, and at its end."""
+    played, mean = progress.steps - progress.began, progress.mean
+    if progress.turn == Turn.AUDITION and played == max(1, round(guard.ahead * guard.audition)):
+        progress = progress._replace(mark=mean)
+    if played < guard.audition:
+        return progress
     if progress.turn == Turn.AUDITION:
         return _exchanged(progress, Turn.RIVAL, math.nan)
-    if progress.other < mean - (1 - guard.ahead) * abs(mean):  # ahead · mean, where the losses are positive
+    if max(progress.mark, progress.other) < mean:
         return _exchanged(progress, Turn.RULE, progress.other)
     return _marked(progress)._replace(turn=int(Turn.ADAM))
 
@@ -148,12 +159,9 @@ def _is_trouble(guard: Guard, progress: Progress) -> bool:
     """Whether the mean loss has risen, or found no lower value for too long."""
     risen = progress.mean - progress.best > (guard.rise - 1) * abs(progress.best)
     stalled = progress.steps - progress.best_at > max(guard.least_patience, guard.patience * progress.steps)
-    # A mean of few losses is one of noise.
     return progress.steps > guard.rest and (risen or stalled)
 
 
-def radius(guard: Guard, progress: Progress) -> float:
-    """Return c_t, the longest learned step in lengths of Adam's; losses that are not positive earn nothing."""
-    mean = progress.mean
-    fallen = progress.first / mean if mean > 0 and progress.first > 0 else 1.0
-    return progress.trust * min(guard.earned, max(1.0, fallen**_POWER))
+def radius(progress: Progress) -> float:
+    """Return c_t, the longest learned step in lengths of Adam's."""
+    return progress.trust * progress.earned

@@ -104,7 +104,7 @@ def advance(
         steps = [progress.boost * step for step in steps]
     elif learned:
         pairs = [(learned[item.param], step) for item, step in zip(items, steps, strict=True)]
-        limit = radius(guard, progress)
+        limit = radius(progress)
         norms = _norms([item.param for item in items], pairs)
         steps = [trusted(u, a, norm, limit) for (u, a), norm in zip(pairs, norms, strict=True)]
     for item, step in zip(items, steps, strict=True):

@@ -1,8 +1,8 @@
-"""Optimizees that no shipped rule was trained on: 20 on which the guard is judged, 56 others that chose its options.
+"""Twenty optimizees that no shipped rule was trained on, on which the guard is judged.
 
-All have torch's default initialisation. The judged ones draw their minibatches from the test split, the tuning ones
-from outer_valid (diabetes: one half of the patients each), and no network is in two lists. Images of MNIST and
-CIFAR-10 are averaged over 2 × 2 pixels except where 28² is said, so that the study takes minutes.
+All have torch's default initialisation and minibatches from the test split. None is among those that chose the guard's
+options, `meta_train.safeguard_seen`. Images of MNIST and CIFAR-10 are averaged over 2 × 2 pixels except where 28² is
+said, so that the study takes minutes.
 """
 
 import functools
@@ -24,7 +24,8 @@ class Optimizee(NamedTuple):
     """A network and its data."""
 
     data: str
-    """digits, mnist (14 × 14), mnist-28, cifar10 (16 × 16) or diabetes; digits-itself has the pixels as targets."""
+    """digits, mnist (14 × 14), mnist-28, cifar10 (16 × 16) or diabetes; digits-itself has the pixels as targets,
+    digits-mislabelled other classes for a fifth of the images."""
     build: Callable[[], nn.Module]
     """Draws from torch's global generator."""
     loss: Loss = F.cross_entropy
@@ -36,9 +37,9 @@ def samples(data: str, split: Split) -> tuple[Tensor, Tensor]:
     """Return inputs and targets of a split."""
     if data == "diabetes":
         return _diabetes(split)
-    if data == "digits-itself":
-        inputs, _ = samples("digits", split)
-        return inputs, inputs.flatten(1)
+    if data.startswith("digits-"):
+        inputs, classes = samples("digits", split)
+        return inputs, inputs.flatten(1) if data == "digits-itself" else _mislabelled(classes)
     name = data.removesuffix("-28")
     found = (load_digits() if name == "digits" else load_dataset("mnist" if name == "mnist" else "cifar10"))[split]
     inputs = found.inputs.float() / (16 if name == "digits" else 255)
@@ -55,6 +56,13 @@ def _diabetes(split: Split) -> tuple[Tensor, Tensor]:
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
     half = order[:221] if split == "test" else order[221:]
     return inputs[half], targets[half]
+
+
+def _mislabelled(classes: Tensor) -> Tensor:
+    """Return the classes, a fifth of them drawn anew."""
+    generator = torch.Generator().manual_seed(0)
+    wrong = torch.rand(len(classes), generator=generator) < 0.2
+    return torch.where(wrong, torch.randint(10, classes.shape, generator=generator), classes)
 
 
 def mlp(sizes: list[int], activation: type[nn.Module], norm: Norm = None) -> nn.Module:
@@ -93,8 +101,17 @@ def conv(shape: tuple[int, int], widths: list[int], activation: type[nn.Module],
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * side * side, 10))
 
 
-def _groups(width: int) -> nn.Module:
-    return nn.GroupNorm(4, width)
+class Rows(nn.Module):
+    """A network over the rows of an image, and a linear layer to ten classes from the mean of what it returns."""
+
+    def __init__(self, inner: nn.Module, width: int):
+        super().__init__()
+        self.inner, self.head = inner, nn.Linear(width, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits, shape (batch, 10), of images of shape (batch, 1, side, side)."""
+        found = self.inner(images[:, 0])
+        return self.head((found[0] if isinstance(found, tuple) else found).mean(1))
 
 
 def _one_hot(outputs: Tensor, classes: Tensor) -> Tensor:
@@ -111,109 +128,41 @@ def one_against_the_rest(outputs: Tensor, classes: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(outputs, _one_hot(outputs, classes))
 
 
-_smoothed = functools.partial(F.cross_entropy, label_smoothing=0.1)
+_smoothed = functools.partial(F.cross_entropy, label_smoothing=0.2)
 
-_S, _T, _R, _G, _U = nn.Sigmoid, nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU
 _BATCH, _LAYER, _ROOT = nn.BatchNorm1d, nn.LayerNorm, nn.RMSNorm
 
+
+def _one_group(width: int) -> nn.Module:
+    return nn.GroupNorm(1, width)
+
+
+def _attention() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 16), nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True))
+
+
 HELD_OUT: dict[str, Optimizee] = {
-    "MNIST, softsign 24": Optimizee("mnist", lambda: mlp([196, 24, 10], nn.Softsign)),
-    "MNIST, hard sigmoid 30": Optimizee("mnist", lambda: mlp([196, 30, 10], nn.Hardsigmoid)),
-    "MNIST, sigmoid 3 × 20, LayerNorm": Optimizee("mnist", lambda: mlp([196, *[20] * 3, 10], _S, _LAYER)),
-    "MNIST, softplus 2 × 24": Optimizee("mnist", lambda: mlp([196, 24, 24, 10], nn.Softplus)),
-    "MNIST, ELU 4 × 20": Optimizee("mnist", lambda: mlp([196, *[20] * 4, 10], nn.ELU)),
-    "MNIST, leaky ReLU 2 × 28, BatchNorm": Optimizee("mnist", lambda: mlp([196, 28, 28, 10], nn.LeakyReLU, _BATCH)),
-    "MNIST, tanh 6 × 16, LayerNorm": Optimizee("mnist", lambda: mlp([196, *[16] * 6, 10], _T, _LAYER)),
-    "MNIST, Mish 3 × 24, RMSNorm": Optimizee("mnist", lambda: mlp([196, *[24] * 3, 10], nn.Mish, _ROOT)),
-    "MNIST, conv 6, ELU, InstanceNorm": Optimizee("mnist", lambda: conv((1, 14), [6], nn.ELU, nn.InstanceNorm2d)),
-    "MNIST, residual 3 × 16, tanh, LayerNorm": Optimizee("mnist", lambda: residual((196, 16), 3, _T, _LAYER)),
-    "MNIST, sigmoid 24, smoothed labels": Optimizee("mnist", lambda: mlp([196, 24, 10], _S), _smoothed),
-    "MNIST, sigmoid 26, squares": Optimizee("mnist", lambda: mlp([196, 26, 10], _S), squares),
-    "digits, sigmoid 2 × 24, margins": Optimizee("digits", lambda: mlp([64, 24, 24, 10], _S), F.multi_margin_loss),
-    "digits, ReLU6 3 × 24, one against the rest": Optimizee(
-        "digits", lambda: mlp([64, *[24] * 3, 10], nn.ReLU6), one_against_the_rest
+    "MNIST, softmax": Optimizee("mnist", lambda: mlp([196, 10], nn.Identity)),
+    "MNIST, sigmoid 64": Optimizee("mnist", lambda: mlp([196, 64, 10], nn.Sigmoid)),
+    "MNIST 28², hard tanh 20": Optimizee("mnist-28", lambda: mlp([784, 20, 10], nn.Hardtanh)),
+    "MNIST, softsign 2 × 18": Optimizee("mnist", lambda: mlp([196, 18, 18, 10], nn.Softsign)),
+    "MNIST, sigmoid 2 × 26, smoothed labels": Optimizee("mnist", lambda: mlp([196, 26, 26, 10], nn.Sigmoid), _smoothed),
+    "digits, sigmoid 36, mislabelled": Optimizee("digits-mislabelled", lambda: mlp([64, 36, 10], nn.Sigmoid)),
+    "digits, hard sigmoid 2 × 20": Optimizee("digits", lambda: mlp([64, 20, 20, 10], nn.Hardsigmoid)),
+    "MNIST, tanhshrink 24": Optimizee("mnist", lambda: mlp([196, 24, 10], nn.Tanhshrink)),
+    "MNIST, SELU 4 × 18": Optimizee("mnist", lambda: mlp([196, *[18] * 4, 10], nn.SELU)),
+    "MNIST, PReLU 3 × 20, BatchNorm": Optimizee("mnist", lambda: mlp([196, *[20] * 3, 10], nn.PReLU, _BATCH)),
+    "MNIST, hard swish 6 × 14, LayerNorm": Optimizee("mnist", lambda: mlp([196, *[14] * 6, 10], nn.Hardswish, _LAYER)),
+    "MNIST, residual 5 × 14, SiLU, RMSNorm": Optimizee("mnist", lambda: residual((196, 14), 5, nn.SiLU, _ROOT)),
+    "MNIST, conv 4-8-8, GELU, BatchNorm": Optimizee("mnist", lambda: conv((1, 14), [4, 8, 8], nn.GELU, nn.BatchNorm2d)),
+    "MNIST, conv 6-6, sigmoid, GroupNorm": Optimizee("mnist", lambda: conv((1, 14), [6, 6], nn.Sigmoid, _one_group)),
+    "digits, conv 6-12, ReLU, squares": Optimizee("digits", lambda: conv((1, 8), [6, 12], nn.ReLU), squares),
+    "digits, autoencoder 32-8-32, tanh": Optimizee(
+        "digits-itself", lambda: mlp([64, 32, 8, 32, 64], nn.Tanh), F.mse_loss
     ),
-    "digits, Mish 5 × 16": Optimizee("digits", lambda: mlp([64, *[16] * 5, 10], nn.Mish)),
-    "digits, GELU 4 × 20, BatchNorm": Optimizee("digits", lambda: mlp([64, *[20] * 4, 10], _G, _BATCH)),
-    "digits, tanh 2 × 28, RMSNorm": Optimizee("digits", lambda: mlp([64, 28, 28, 10], _T, _ROOT)),
-    "digits, conv 8, sigmoid": Optimizee("digits", lambda: conv((1, 8), [8], _S)),
-    "digits, residual 6 × 12, ReLU, RMSNorm": Optimizee("digits", lambda: residual((64, 12), 6, _R, _ROOT)),
-    "digits, autoencoder 24, sigmoid": Optimizee("digits-itself", lambda: mlp([64, 24, 64], _S), F.mse_loss),
+    "digits, GRU 16 over rows": Optimizee("digits", lambda: Rows(nn.GRU(8, 16, batch_first=True), 16)),
+    "digits, attention over rows": Optimizee("digits", lambda: Rows(_attention(), 16)),
+    "CIFAR-10, residual 2 × 24, GELU, LayerNorm": Optimizee("cifar10", lambda: residual((768, 24), 2, nn.GELU, _LAYER)),
+    "diabetes, SiLU 2 × 14, Huber": Optimizee("diabetes", lambda: mlp([10, 14, 14, 1], nn.SiLU), F.smooth_l1_loss),
 }
-"""On which the guard is judged."""
-
-SEEN: dict[str, Optimizee] = {
-    "MNIST 28², sigmoid 32": Optimizee("mnist-28", lambda: mlp([784, 32, 10], _S)),
-    "MNIST, sigmoid 40": Optimizee("mnist", lambda: mlp([196, 40, 10], _S)),
-    "MNIST, sigmoid 2 × 20": Optimizee("mnist", lambda: mlp([196, 20, 20, 10], _S)),
-    "MNIST, tanh 20": Optimizee("mnist", lambda: mlp([196, 20, 10], _T)),
-    "MNIST, tanh 3 × 24": Optimizee("mnist", lambda: mlp([196, 24, 24, 24, 10], _T)),
-    "MNIST, ReLU 20": Optimizee("mnist", lambda: mlp([196, 20, 10], _R)),
-    "MNIST, ReLU 4 × 20": Optimizee("mnist", lambda: mlp([196, 20, 20, 20, 20, 10], _R)),
-    "MNIST, GELU 2 × 32": Optimizee("mnist", lambda: mlp([196, 32, 32, 10], _G)),
-    "MNIST, tanh 4 × 16, LayerNorm": Optimizee("mnist", lambda: mlp([196, 16, 16, 16, 16, 10], _T, _LAYER)),
-    "MNIST, ReLU 2 × 24, BatchNorm": Optimizee("mnist", lambda: mlp([196, 24, 24, 10], _R, _BATCH)),
-    "MNIST, conv 4-8, ReLU": Optimizee("mnist", lambda: conv((1, 14), [4, 8], _R)),
-    "MNIST, conv 8-8, GELU, GroupNorm": Optimizee("mnist", lambda: conv((1, 14), [8, 8], _G, _groups)),
-    "digits, softmax": Optimizee("digits", lambda: mlp([64, 10], _S)),
-    "digits, sigmoid 20": Optimizee("digits", lambda: mlp([64, 20, 10], _S)),
-    "digits, ReLU 2 × 32, BatchNorm": Optimizee("digits", lambda: mlp([64, 32, 32, 10], _R, _BATCH)),
-    "digits, residual 3 × 20, GELU, LayerNorm": Optimizee("digits", lambda: residual((64, 20), 3, _G, _LAYER)),
-    "digits, conv 8, tanh": Optimizee("digits", lambda: conv((1, 8), [8], _T)),
-    "CIFAR-10, conv 6-12, ReLU, BatchNorm": Optimizee("cifar10", lambda: conv((3, 16), [6, 12], _R, nn.BatchNorm2d)),
-    "CIFAR-10, sigmoid 16": Optimizee("cifar10", lambda: mlp([768, 16, 10], _S)),
-    "diabetes, tanh 2 × 16": Optimizee("diabetes", lambda: mlp([10, 16, 16, 1], _T), F.mse_loss),
-    "MNIST, sigmoid 28": Optimizee("mnist", lambda: mlp([196, 28, 10], _S)),
-    "MNIST, sigmoid 2 × 32": Optimizee("mnist", lambda: mlp([196, 32, 32, 10], _S)),
-    "MNIST, tanh 36": Optimizee("mnist", lambda: mlp([196, 36, 10], _T)),
-    "MNIST, SiLU 28": Optimizee("mnist", lambda: mlp([196, 28, 10], _U)),
-    "MNIST, SiLU 5 × 16": Optimizee("mnist", lambda: mlp([196, *[16] * 5, 10], _U)),
-    "MNIST, ReLU 3 × 32": Optimizee("mnist", lambda: mlp([196, *[32] * 3, 10], _R)),
-    "MNIST, GELU 3 × 20, LayerNorm": Optimizee("mnist", lambda: mlp([196, *[20] * 3, 10], _G, _LAYER)),
-    "MNIST, sigmoid 2 × 24, BatchNorm": Optimizee("mnist", lambda: mlp([196, 24, 24, 10], _S, _BATCH)),
-    "MNIST, ReLU 5 × 24, BatchNorm": Optimizee("mnist", lambda: mlp([196, *[24] * 5, 10], _R, _BATCH)),
-    "MNIST, conv 4-8, tanh": Optimizee("mnist", lambda: conv((1, 14), [4, 8], _T)),
-    "MNIST, conv 8, SiLU, GroupNorm": Optimizee("mnist", lambda: conv((1, 14), [8], _U, _groups)),
-    "MNIST, residual 2 × 20, ReLU, LayerNorm": Optimizee("mnist", lambda: residual((196, 20), 2, _R, _LAYER)),
-    "digits, tanh 3 × 20": Optimizee("digits", lambda: mlp([64, *[20] * 3, 10], _T)),
-    "digits, sigmoid 32, LayerNorm": Optimizee("digits", lambda: mlp([64, 32, 10], _S, _LAYER)),
-    "digits, conv 6-12, ReLU, BatchNorm": Optimizee("digits", lambda: conv((1, 8), [6, 12], _R, nn.BatchNorm2d)),
-    "digits, residual 4 × 16, SiLU, BatchNorm": Optimizee("digits", lambda: residual((64, 16), 4, _U, _BATCH)),
-    "CIFAR-10, conv 4-8, SiLU, GroupNorm": Optimizee("cifar10", lambda: conv((3, 16), [4, 8], _U, _groups)),
-    "CIFAR-10, tanh 2 × 16": Optimizee("cifar10", lambda: mlp([768, 16, 16, 10], _T)),
-    "CIFAR-10, GELU 16, LayerNorm": Optimizee("cifar10", lambda: mlp([768, 16, 10], _G, _LAYER)),
-    "diabetes, GELU 3 × 12": Optimizee("diabetes", lambda: mlp([10, *[12] * 3, 1], _G), F.mse_loss),
-}
-"""On which two earlier guards were judged: one without boost on the first 20, one without audition on the others.
-Neither passed on all, so that they chose the present one; kept so that the new optimizees are others."""
-
-TUNING: dict[str, Optimizee] = {
-    "MNIST, sigmoid 16": Optimizee("mnist", lambda: mlp([196, 16, 10], _S)),
-    "MNIST 28², sigmoid 24": Optimizee("mnist-28", lambda: mlp([784, 24, 10], _S)),
-    "MNIST, sigmoid 3 × 24": Optimizee("mnist", lambda: mlp([196, 24, 24, 24, 10], _S)),
-    "MNIST, ReLU 2 × 24": Optimizee("mnist", lambda: mlp([196, 24, 24, 10], _R)),
-    "MNIST, tanh 2 × 30": Optimizee("mnist", lambda: mlp([196, 30, 30, 10], _T)),
-    "MNIST, GELU 24, LayerNorm": Optimizee("mnist", lambda: mlp([196, 24, 10], _G, _LAYER)),
-    "MNIST, tanh 3 × 16, BatchNorm": Optimizee("mnist", lambda: mlp([196, 16, 16, 16, 10], _T, _BATCH)),
-    "MNIST, conv 6-12, ReLU": Optimizee("mnist", lambda: conv((1, 14), [6, 12], _R)),
-    "digits, ReLU 32": Optimizee("digits", lambda: mlp([64, 32, 10], _R)),
-    "digits, sigmoid 2 × 16": Optimizee("digits", lambda: mlp([64, 16, 16, 10], _S)),
-    "digits, conv 8-16, GELU, GroupNorm": Optimizee("digits", lambda: conv((1, 8), [8, 16], _G, _groups)),
-    "digits, residual 2 × 24, ReLU, BatchNorm": Optimizee("digits", lambda: residual((64, 24), 2, _R, _BATCH)),
-    "CIFAR-10, conv 8-8, GELU": Optimizee("cifar10", lambda: conv((3, 16), [8, 8], _G)),
-    "CIFAR-10, ReLU 20, BatchNorm": Optimizee("cifar10", lambda: mlp([768, 20, 10], _R, _BATCH)),
-    "diabetes, ReLU 16": Optimizee("diabetes", lambda: mlp([10, 16, 1], _R), F.mse_loss),
-    "diabetes, sigmoid 2 × 10": Optimizee("diabetes", lambda: mlp([10, 10, 10, 1], _S), F.mse_loss),
-}
-"""On which the options of `l2o.Guard` but for those of the audition were chosen, with lstm-mnist, by an earlier guard.
-First, without boost, 23 variants of a prototype on one seed: none met both aims on all. Then boost 4, with eight
-variants on parts of the list and seeds 0 and 1: cool 0.25, 0.5, 0.7, 0.99; earned 1; patience 0.1; trust 8 with earned
-16; going back to the first weights when Adam takes over. Smaller trust or growth kept 64 to 77 % on "sigmoid 16";
-smaller trust, or going back, ended above 1.1 × Adam on a seed of "conv 6-12, ReLU".
-
-The audition and its options came from the last 20 of `SEEN`, where the guard without it had ended above 1.1 × Adam on
-four normalised networks, at worst at 1.65 ×: the losses of its curves over those of boosted Adam's were below 0.7 after
-100 steps on the networks with sigmoids and above 0.9 on those four, and no Adam could undo there what 100 to 600 long
-steps had done. Two variants were run, on seed 0: a further audition at every loss of trust, which was once still going
-on at the last step (2.4 × Adam on "MNIST, SiLU 5 × 16"), and the present one: on all 20 at most 1.05 × Adam, and at
-least 90 % kept."""
+"""The first seven are like those of `lstm-mnist`, whose plain form may do well on them; the others are foreign."""

@@ -24,9 +24,9 @@ RULES = {
     "lstm": lambda: CoordinatewiseLSTM(LSTMConfig(hidden_size=4), torch.Generator().manual_seed(0)).double(),
     "adam": lambda: Adam(AdamConfig(lr=0.01)).double(),
 }
-TIGHT = l2o.Guard(trust=0.5, audition=2, smoothing=0.0)
+TIGHT = l2o.Guard(trust=0.25, audition=2, smoothing=0.0)
 """Limits every step of the LSTM; with `AUDITION` it is the rule's turn, Adam's, and the rule's again."""
-AUDITION = (1.0, 0.1, 1.0, 0.9, 0.1, 0.1)
+AUDITION = (0.1, 0.1, 1.0, 0.9, 0.1, 0.1)
 
 
 def make_model(dtype=torch.float64, seed=0):

@@ -9,11 +9,12 @@ import torch
 
 import l2o
 from meta_train import safeguard_study
-from meta_train.safeguard_problems import HELD_OUT, SEEN, TUNING, one_against_the_rest, samples, squares
+from meta_train.safeguard_problems import HELD_OUT, Rows, one_against_the_rest, samples, squares
 from meta_train.safeguard_report import Ends, read_ends, write_safeguard_report
+from meta_train.safeguard_seen import SEEN, TUNING
 from meta_train.safeguard_study import Run, run, run_safeguard
 
-SMALL, OTHER = "digits, sigmoid 2 × 24, margins", "digits, autoencoder 24, sigmoid"
+SMALL, OTHER = "digits, hard sigmoid 2 × 20", "digits, autoencoder 32-8-32, tanh"
 
 
 @pytest.fixture
@@ -32,6 +33,7 @@ def test_twenty_held_out_optimizees_share_no_network_with_those_seen_before():
         }
 
     assert len(HELD_OUT) == len(forms(HELD_OUT)) == 20
+    assert (len(SEEN), len(TUNING)) == (60, 16)
     assert forms(HELD_OUT).isdisjoint(forms(TUNING) | forms(SEEN))
 
 
@@ -46,6 +48,24 @@ def test_losses_on_one_hot_classes_equal_the_formulas():
 def test_the_targets_of_digits_itself_are_its_pixels():
     inputs, targets = samples("digits-itself", "test")
     assert torch.equal(targets, inputs.flatten(1)) and targets.shape[1] == 64
+
+
+def test_a_fifth_of_mislabelled_digits_have_another_class_drawn_once():
+    (inputs, classes), (same, wrong) = samples("digits", "test"), samples("digits-mislabelled", "test")
+    assert torch.equal(inputs, same) and torch.equal(wrong, samples("digits-mislabelled", "test")[1])
+    share = (classes != wrong).double().mean().item()
+    assert abs(share - 0.2 * 0.9) < 4 * math.sqrt(0.18 * 0.82 / len(classes))  # one in ten drawn anew is right again
+    assert wrong.min() >= 0 and wrong.max() <= 9
+
+
+def test_a_network_over_rows_sees_them_in_order_and_averages_its_outputs():
+    gru = torch.nn.GRU(8, 16, batch_first=True)
+    network, images = Rows(gru, 16), torch.rand(3, 1, 8, 8)
+    state, states = torch.zeros(3, 16), []
+    for row in range(8):
+        _, state = gru(images[:, :, row], state[None])
+        states.append(state := state[0])
+    torch.testing.assert_close(network(images), network.head(sum(states) / 8))
 
 
 def test_diabetes_is_standardised_and_its_halves_are_disjoint():
