@@ -14,6 +14,7 @@ import torch
 from meta_train.estimators import Recorded, Truncated
 from meta_train.speed_loops import (
     TRUNCATION,
+    TURN,
     OuterStep,
     hand_written_outer_step,
     our_outer_step,
@@ -83,14 +84,23 @@ def _methods(workload: str, with_variants: bool) -> tuple[dict[str, OuterStep], 
 
 
 def _race(methods: dict[str, OuterStep], repeats: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the median CPU and wall seconds of each method, interleaved, after one unmeasured turn."""
+    """Return the median CPU and wall seconds of each method's outer step; the first turns are not measured."""
     times = {name: ([], []) for name in methods}
     for repeat in range(repeats + 1):
         for name, step in methods.items():
-            cpu, wall = time.process_time(), time.perf_counter()
-            step()
+            turn = _take_turn(step)
             if repeat:
-                times[name][0].append(time.process_time() - cpu)
-                times[name][1].append(time.perf_counter() - wall)
+                times[name][0].extend(cpu for cpu, _ in turn)
+                times[name][1].extend(wall for _, wall in turn)
     cpu = {name: statistics.median(pair[0]) for name, pair in times.items()}
     return cpu, {name: statistics.median(pair[1]) for name, pair in times.items()}
+
+
+def _take_turn(step: OuterStep) -> list[tuple[float, float]]:
+    """Return the CPU and wall seconds of each outer step of a turn."""
+    turn, end = [], time.perf_counter() + TURN
+    while not turn or time.perf_counter() < end:
+        cpu, wall = time.process_time(), time.perf_counter()
+        step()
+        turn.append((time.process_time() - cpu, time.perf_counter() - wall))
+    return turn

@@ -18,6 +18,9 @@ from tasks.task import TaskFamily
 
 TRUNCATION = 20
 """Inner steps K of an outer step."""
+TURN = 0.1
+"""Seconds that a turn of a method in the race lasts at least: outer steps follow one another, as in training. A single
+one of a few milliseconds would mostly measure how the caches fill again after the method before."""
 LR = 0.1
 """Where the learnable step size of the second-order workload starts."""
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from meta_train.report_styles import LIGHT
 from meta_train.run_directory import describe_environment
-from meta_train.speed_loops import TRUNCATION
+from meta_train.speed_loops import TRUNCATION, TURN
 
 Results = dict[str, dict[str, float]]
 """What `meta_train.speed.measure` returns."""
@@ -103,11 +103,13 @@ Command: `{command}`
 
 ![inner steps per second as a multiple of a loop written by hand](speed.png)
 
-A whole outer step: unroll K = {TRUNCATION} inner steps, meta-gradient, Adam; medians of interleaved runs.
+A whole outer step: unroll K = {TRUNCATION} inner steps, meta-gradient, Adam; medians. Methods take turns of at least
+{TURN:g} s, in which outer steps follow one another as in training.
 
 *First order* (quadratic: 128 tasks of 10 variables; mlp8: 16 MLPs 64-32-10 on digits; mnist: 1 MLP 784-20-10): the LSTM
 2×20. *Loop by hand* is a loop of `nn.LSTMCell`s under autograd, *its rule compiled* the same with the rule in
-`torch.compile`, *ours by autograd* our fused kernels under autograd (`Truncated(1)`), *ours* the recorded gradient.
+`torch.compile`, *ours by autograd* our fused kernels under autograd (`Truncated(1)`), *ours* the recorded gradient; it
+takes the quadratics' own fused loss and gradient (`TaskFamily.evaluator`), all others those of autograd.
 
 *Second order* (16 MLPs 784-20-10 on MNIST): gradient descent whose step size is learned. *Loop by hand* takes one task
 after the other with `torch.autograd.grad(…, create_graph=True)`, *ours* all tasks at once (`Truncated(2)`), *steps

@@ -85,10 +85,15 @@ def losses_and_grads(
 ) -> tuple[Tensor, Params]:
     """Evaluate every task on a given minibatch; arguments and results as for `value_and_grad`."""
     with torch.enable_grad():
-        params = {name: p if order and p.requires_grad else p.detach().requires_grad_() for name, p in params.items()}
+        params = {name: _variable(p, order) for name, p in params.items()}
         losses = task_losses(family, params, tasks, batch)
         grads = dict(zip(params, _gradients(losses, tuple(params.values()), order), strict=True))
     return losses if order else losses.detach(), grads
+
+
+def _variable(tensor: Tensor, order: int) -> Tensor:
+    """Return the tensor if it is a variable already, connected to nothing in order 0; else one of the same memory."""
+    return tensor if tensor.requires_grad and (order or tensor.is_leaf) else tensor.detach().requires_grad_()
 
 
 def _gradients(losses: Tensor, inputs: tuple[Tensor, ...], order: int) -> Sequence[Tensor]:

@@ -1,11 +1,13 @@
 """Random quadratics f(θ) = ‖Wθ − y‖² (Andrychowicz et al. 2016, arXiv:1606.04474, §3.1)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from l2o.kernels.least_squares import squared_residual
 from tasks.task import Data, Params, TaskFamily
 
 
@@ -52,3 +54,8 @@ class Quadratic(TaskFamily):
         theta, y = params["theta"].unsqueeze(-1), task["y"].unsqueeze(-1)
         fused = torch.addmm if theta.ndim == 2 else torch.baddbmm  # `@` and `-` would be six nodes of the graph
         return fused(y, task["W"], theta, beta=-1).square().sum((-2, -1))
+
+    def evaluator(self, params: Params, tasks: Data) -> Callable[[Data, Tensor], Tensor] | None:
+        """‖Wθ − y‖² and 2 Wᵀ (Wθ − y), fused; see `TaskFamily.evaluator`."""
+        evaluate = squared_residual(tasks["W"], tasks["y"], params["theta"])
+        return None if evaluate is None else lambda batch, out: evaluate(out)

@@ -6,6 +6,7 @@ pure, so that the loop can vectorise it with `torch.func.vmap`.
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
@@ -66,6 +67,22 @@ class TaskFamily(ABC):
         # Nearly every family is a dataclass, which the base class cannot say.
         fields = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
         return {field.name: repr(getattr(self, field.name)) for field in fields}
+
+    def evaluator(self, params: Params, tasks: Data) -> Callable[[Data, Tensor], Tensor] | None:
+        """Return a function that evaluates all tasks without autograd, at what the params hold when it is called.
+
+        It takes a minibatch, writes the gradients of the sum of all losses into a tensor of shape (n,) and the params'
+        dtype, name by name in the dict's order, and returns the losses, shape (n_tasks,). None, the default, leaves all
+        to autograd. Worth having where autograd takes longer than the arithmetic; a subclass that changes `loss` goes
+        back to autograd.
+        """
+        return None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Part a new loss from the gradients of the inherited one."""
+        super().__init_subclass__(**options)
+        if "loss" in cls.__dict__ and "evaluator" not in cls.__dict__:
+            cls.evaluator = TaskFamily.evaluator
 
     @abstractmethod
     def loss(self, params: Params, task: Data, batch: Data) -> Tensor:

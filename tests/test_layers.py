@@ -10,7 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 FORBIDDEN = {"l2o": {"tasks", "meta_train"}, "tasks": {"meta_train"}, "meta_train": set()}
-RULELESS = {"l2o.proximal", "l2o.constrained", "l2o.problem"}
+RULELESS = {"l2o.proximal", "l2o.constrained", "l2o.problem", "l2o.kernels.least_squares"}
 """All that tasks may import of l2o: a task knows no rule."""
 OPTIONAL = (
     *("tyro", "tqdm", "matplotlib", "wandb", "wandb_workspaces", "sklearn", "PIL", "pooch", "requests"),

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-_UNITS = ("lstm_cpu.cpp", "matmul_cpu.cpp", "support_newton_cpu.cpp", "fista_step_cpu.cpp")
-_SOURCES = (*_UNITS, "lstm_memory.h", "lstm_tape.h", "lstm_cells.h", "simd.h")
+_UNITS = ("lstm_cpu.cpp", "matmul_cpu.cpp", "support_newton_cpu.cpp", "fista_step_cpu.cpp", "least_squares_cpu.cpp")
+_SOURCES = (*_UNITS, "lstm_memory.h", "lstm_tape.h", "lstm_cells.h", "shares.h", "simd.h")
 # Not -ffast-math: it would let the compiler assume that there are no NaN, and a diverged run is data.
 _FLAGS = (
     "-std=c++17",

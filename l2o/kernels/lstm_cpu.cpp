@@ -2,6 +2,7 @@
 // headers compiling takes seconds). Threads work on blocks of coordinates. Sums over blocks are made in fixed groups and
 // added in a fixed order, so that results do not depend on the number of threads.
 #include "lstm_memory.h"
+#include "shares.h"
 
 namespace l2o {
 
@@ -49,16 +50,17 @@ template <class T, class S> struct StepChunk {  // S: the state's type in memory
 };
 
 template <class T, class S = T> void step(const Arguments& a) {
-    const Network<T> network = network_of<T>(a, false);
     use_huge_pages(a.next_hidden, a.layers * a.units * a.n * sizeof(S));
     use_huge_pages(a.next_cell, a.layers * a.units * a.n * sizeof(S));
     using Chunk = StepChunk<T, S>;
     const long chunks = (a.n + Chunk::width - 1) / Chunk::width;
     // A chunk takes some microseconds, as does waking a thread.
-    [[maybe_unused]] const int threads = std::max<long>(1, std::min<long>(a.threads, chunks / 2));
-    [[maybe_unused]] const int share = std::max<long>(1, std::min<long>(8, chunks / (8 * threads)));
-#pragma omp parallel for num_threads(threads) schedule(dynamic, share)
-    for (long k = 0; k < chunks; ++k) Chunk{network, a}.run(k * Chunk::width);
+    const int threads = std::max<long>(1, std::min<long>(a.threads, chunks / 2));
+    share_out(chunks, threads, [&](auto next) {
+        // Every thread packs its own: to fetch what another core has just written takes longer.
+        const Network<T> network = network_of<T>(a, false);
+        for (long k; (k = next()) >= 0;) Chunk{network, a}.run(k * Chunk::width);
+    });
 }
 
 // The same for `batch` networks, each with a state of its own. Pointer k of the i-th is i · strides[k] bytes further on:
@@ -192,17 +194,25 @@ template <class T> void sequence_vjp(const Arguments& a) {
     const long segments = segment ? (a.steps + segment - 1) / segment : 1;
     const size_t bytes = SequenceBlock<T>::numbers(network, segment, segments) * sizeof(T);
     const long groups = std::min<long>(64, blocks), size = weights.numbers();  // never a function of a.threads
-    std::vector<T> partial(groups * size);
-    [[maybe_unused]] const int threads = std::max<long>(1, std::min<long>(a.threads, groups));
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-    for (long g = 0; g < groups; ++g)
-        for (long b = g * blocks / groups; b < (g + 1) * blocks / groups; ++b)
-            SequenceBlock<T>(network, a, segment, segments, b, (T*)scratch(bytes)).run(weights, &partial[g * size]);
+    const std::unique_ptr<T[]> partial(new T[groups * size]);
     std::vector<T> total(size);
-    for (long k = 0; k < size; ++k) {
-        double sum = 0;
-        for (long g = 0; g < groups; ++g) sum += partial[g * size + k];
-        total[k] = T(sum);
+    [[maybe_unused]] const int threads = std::max<long>(1, std::min<long>(a.threads, groups));
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(dynamic, 1)
+        for (long g = 0; g < groups; ++g) {
+            T* sums = &partial[g * size];
+            std::fill(sums, sums + size, T(0));
+            for (long b = g * blocks / groups; b < (g + 1) * blocks / groups; ++b)
+                SequenceBlock<T>(network, a, segment, segments, b, (T*)scratch(bytes)).run(weights, sums);
+        }
+#pragma omp for schedule(static)
+        for (long tile = 0; tile < size; tile += kTile) {
+            double sums[kTile] = {};
+            for (long g = 0; g < groups; ++g)
+                for (int k = 0; k < kTile; ++k) sums[k] += partial[g * size + tile + k];
+            std::copy(sums, sums + kTile, &total[tile]);
+        }
     }
     weights.unpack(total.data(), a.d_weights<T>(), a.d_biases<T>(), (T*)a.d_output_weight, (T*)a.d_output_bias);
 }

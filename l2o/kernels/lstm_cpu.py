@@ -18,6 +18,8 @@ _SUFFIXES = {
 
 
 _NOT_GIVEN = [0] * 8  # the pointers that only `sequence_vjp` has
+_WORD = struct.Struct("q")
+_THREADS, _GRADS, _UPDATES = (8 * place for place in (4, 10, 15))  # bytes into the struct `Arguments`
 
 
 def supports(grads: Tensor) -> bool:
@@ -78,19 +80,22 @@ class Stepper:
         self._tensors = (hidden, cell, *theta)  # what the addresses point to stays alive
         self._expected = (like.dtype, like.device, like.shape)
         state, theta = [hidden.data_ptr(), cell.data_ptr()], [*map(Tensor.data_ptr, theta)]
-        self._call, self._structure = _prepare(library(), "step", like.dtype, hidden.dtype, layers)
-        self._sizes, self._constants = (n, 1, layers, units), (p is not None, p or 0.0, *constants)
-        self._between = (*state, *theta[:2])
-        self._after = (*state, *_NOT_GIVEN, *theta[2:], *[0] * (2 * layers))
+        self._call, structure = _prepare(library(), "step", like.dtype, hidden.dtype, layers)
+        arguments = (n, 1, layers, units, 0, p is not None, p or 0.0, *constants)
+        pointers = (0, *state, *theta[:2], 0, *state, *_NOT_GIVEN, *theta[2:], *[0] * (2 * layers))
+        self._arguments = bytearray(structure.pack(*arguments, *pointers))
+        self._address = (ctypes.c_char * structure.size).from_buffer(self._arguments)
 
     def __call__(self, grads: Tensor) -> Tensor:
         """Advance the state and return the updates."""
-        expect("grads", grads, *self._expected)
+        if (grads.dtype, grads.device, grads.shape) != self._expected:
+            expect("grads", grads, *self._expected)
         grads = grads.contiguous()
         updates = torch.empty_like(grads)
-        head = (*self._sizes, torch.get_num_threads(), *self._constants)
-        pointers = (grads.data_ptr(), *self._between, updates.data_ptr(), *self._after)
-        self._call(self._structure.pack(*head, *pointers))
+        _WORD.pack_into(self._arguments, _THREADS, torch.get_num_threads())
+        _WORD.pack_into(self._arguments, _GRADS, grads.data_ptr())
+        _WORD.pack_into(self._arguments, _UPDATES, updates.data_ptr())
+        self._call(self._address)
         return updates
 
 

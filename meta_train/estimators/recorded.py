@@ -12,7 +12,7 @@ the optimizee's graph nor, beyond the record, on the window.
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from l2o.rule import CoordinatewiseRule, Params, UpdateRule, accumulator, add_flat, flatten
 from meta_train.estimators.estimator import Estimator, MetaGradient, MetaLoss
-from meta_train.unroll import Trajectories, value_and_grad
-from tasks.task import TaskFamily
+from meta_train.unroll import Trajectories, losses_and_grads
+from tasks.task import Split, TaskFamily
 
 RecordDtype = Literal["bfloat16", "float16", "float32"]
 
@@ -108,27 +108,78 @@ def roll(
         after the window.
     """
     own_batches = meta_loss.split != meta_loss.inner_split
-    params = trajectories.params.values()
-    shape, dtype = (length + 1, sum(p.numel() for p in params)), dtype or _precision(trajectories.params)
-    exact, advance = dtype is _precision(trajectories.params), rule.stepper(trajectories.state)
-    inner = torch.empty(shape, dtype=dtype, device=next(iter(params)).device)
+    precision, first = _precision(trajectories.params), trajectories.step
+    flat, trajectories = _in_one_piece(trajectories)
+    advance, evaluate = rule.stepper(trajectories.state), _evaluator(family, trajectories, flat is not None, generator)
+    exact, device = dtype in (None, precision), next(iter(trajectories.params.values())).device
+    inner = torch.empty(length + 1, _size(trajectories.params), dtype=dtype or precision, device=device)
     meta = torch.empty_like(inner) if own_batches else inner
+    exact_row = None if exact else torch.empty_like(inner[0], dtype=precision)  # what is stored in bfloat16 is not it
+    rows, steps = inner.unbind(), (first + torch.arange(length + 1, device=first.device)).unbind()
+    meta_rows = meta.unbind() if own_batches else rows
+    params, state = trajectories.params, trajectories.state
     curve: list[Tensor] = []
     measured: list[Tensor] = []
     for k in range(length):
-        losses, grads = value_and_grad(family, trajectories, meta_loss.inner_split, generator)
-        curve.append(losses)
-        row = _write(grads, inner[k])
-        # What is stored in bfloat16 is not what the rule sees.
-        updates, state = advance(row if exact else flatten(grads), trajectories.step)
-        moved = add_flat(trajectories.params, updates)
-        trajectories = Trajectories(trajectories.tasks, moved, state, trajectories.step + 1)
+        grads = rows[k] if exact_row is None else exact_row
+        curve.append(evaluate(params, meta_loss.inner_split, grads))
+        updates, state = advance(grads, steps[k])
+        if flat is None:
+            params = add_flat(params, updates)
+        else:
+            flat += updates
+        if exact_row is not None:
+            rows[k].copy_(exact_row)
         if own_batches or k == length - 1:
-            losses, grads = value_and_grad(family, trajectories, meta_loss.split, generator)
-            measured.append(losses)
-            _write(grads, meta[k + 1])
+            measured.append(evaluate(params, meta_loss.split, meta_rows[k + 1] if exact_row is None else exact_row))
+            if exact_row is not None:
+                meta_rows[k + 1].copy_(exact_row)
     curve.append(measured[-1])
-    return inner[:-1], meta[1:], torch.stack(curve), torch.stack(measured if own_batches else curve[1:]), trajectories
+    ended = Trajectories(trajectories.tasks, {name: p.detach() for name, p in params.items()}, state, steps[-1])
+    return inner[:-1], meta[1:], torch.stack(curve), torch.stack(measured if own_batches else curve[1:]), ended
+
+
+def _in_one_piece(trajectories: Trajectories) -> tuple[Tensor | None, Trajectories]:
+    """Return the params as one new axis of coordinates and the trajectories with views of it, variables of autograd.
+
+    A loop that writes to the axis spares itself some tensors per parameter and step. If a parameter has not the
+    precision of `flatten`, the axis is None and the trajectories are the given ones.
+    """
+    params = trajectories.params
+    flat = flatten(params)
+    if any(tensor.dtype is not flat.dtype for tensor in params.values()):
+        return None, trajectories
+    pieces = flat.split([tensor.numel() for tensor in params.values()])
+    views = (piece.view(tensor.shape).requires_grad_() for piece, tensor in zip(pieces, params.values(), strict=True))
+    return flat, trajectories._replace(params=dict(zip(params, views, strict=True)))
+
+
+def _evaluator(
+    family: TaskFamily, begun: Trajectories, in_place: bool, generator: torch.Generator
+) -> Callable[[Params, Split, Tensor], Tensor]:
+    """Return a function of (params, split, row) that writes the gradients into the row and returns the losses.
+
+    Args:
+        in_place: the params are always those of `begun`, written to from step to step.
+    """
+    tasks, n_tasks = begun.tasks, begun.n_tasks
+    closed = family.evaluator(begun.params, tasks) if in_place else None
+
+    def in_closed_form(params: Params, split: Split, row: Tensor) -> Tensor:
+        assert closed is not None
+        return closed(family.sample_batch(tasks, n_tasks, split, generator), row)
+
+    def by_autograd(params: Params, split: Split, row: Tensor) -> Tensor:
+        batch = family.sample_batch(tasks, n_tasks, split, generator)
+        losses, grads = losses_and_grads(family, params, tasks, batch)
+        _write(grads, row)
+        return losses.clone() if in_place else losses  # it may be a view of the params
+
+    return by_autograd if closed is None else in_closed_form
+
+
+def _size(params: Params) -> int:
+    return sum(tensor.numel() for tensor in params.values())
 
 
 def _slopes(meta_loss: MetaLoss, losses: Tensor, params: Params) -> Tensor | None:

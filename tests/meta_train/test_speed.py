@@ -133,10 +133,28 @@ def test_a_race_takes_medians_of_interleaved_turns_after_one_that_does_not_count
 
         return run
 
-    monkeypatch.setattr(speed.time, "process_time", lambda: now[0])
-    cpu, _ = speed._race({name: runner(name) for name in cost}, 3)
-    assert cpu == {"left": 2, "right": 5}
+    for clock in ("process_time", "perf_counter"):
+        monkeypatch.setattr(speed.time, clock, lambda: now[0])
+    cpu, wall = speed._race({name: runner(name) for name in cost}, 3)
+    assert cpu == wall == {"left": 2, "right": 5}
     assert order == ["left", "right"] * 4
+
+
+def test_short_outer_steps_follow_one_another_in_a_turn(monkeypatch):
+    now, order = [0.0], []
+
+    def runner(name, cost):
+        def run():
+            order.append(name)
+            now[0] += cost
+
+        return run
+
+    for clock in ("process_time", "perf_counter"):
+        monkeypatch.setattr(speed.time, clock, lambda: now[0])
+    _, wall = speed._race({"short": runner("short", speed.TURN * 0.4), "long": runner("long", speed.TURN * 7)}, 2)
+    assert order == ["short", "short", "short", "long"] * 3
+    assert wall == pytest.approx({"short": speed.TURN * 0.4, "long": speed.TURN * 7})
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")

@@ -92,3 +92,29 @@ def test_dimension_zero_is_refused():
 def test_unknown_options_are_refused(options):
     with pytest.raises(ValueError, match="distribution is normal or uniform and start zero or normal"):
         Quadratic(**options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_own_evaluation_equals_autograd_wherever_the_params_have_moved(dtype):
+    family, generator = Quadratic(dim=7, start="normal"), torch.Generator().manual_seed(3)
+    tasks = {name: tensor.to(dtype) for name, tensor in family.sample_tasks(5, generator).items()}
+    theta = family.init_params(tasks, 5, generator)["theta"].to(dtype)
+    evaluate, out = family.evaluator({"theta": theta}, tasks), torch.empty(35, dtype=dtype)
+    if evaluate is None:
+        pytest.skip("no compiled kernels")
+    for _ in range(2):
+        point = theta.clone().requires_grad_()
+        expected = family.loss({"theta": point}, tasks, {})
+        torch.testing.assert_close(evaluate({}, out), expected.detach())
+        torch.testing.assert_close(out.view(5, 7), torch.autograd.grad(expected.sum(), point)[0])
+        theta -= 0.5
+
+
+def test_subclass_with_another_loss_goes_back_to_autograd():
+    class Doubled(Quadratic):
+        def loss(self, params, task, batch):
+            return 2 * super().loss(params, task, batch)
+
+    family, generator = Doubled(dim=3), torch.Generator().manual_seed(4)
+    tasks = family.sample_tasks(2, generator)
+    assert family.evaluator(family.init_params(tasks, 2, generator), tasks) is None
