@@ -21,6 +21,8 @@ from l2o.rules import (
     MomentumConfig,
     RMSprop,
     RMSpropConfig,
+    ScheduledAdam,
+    ScheduledAdamConfig,
     SGDConfig,
 )
 from tasks import MLP, Lasso, ModuleTask, NeuralArt, Quadratic, Unmixing
@@ -39,6 +41,7 @@ ALL_RULES: dict[str, Callable[[Generator], UpdateRule]] = {
     "nesterov": lambda _: Momentum(MomentumConfig(lr=0.01, momentum=0.8, nesterov=True)),
     "rmsprop": lambda _: RMSprop(RMSpropConfig(lr=0.02, decay=0.9)),
     "adam": lambda _: Adam(AdamConfig(lr=0.05, beta1=0.8, beta2=0.95)),
+    "scheduled-adam": lambda _: ScheduledAdam(ScheduledAdamConfig(0.05, 0.4, 0.2, 0.8, 0.6, 0.1, 0.95)),
     "lstm": lambda generator: CoordinatewiseLSTM(LSTMConfig(hidden_size=4), generator),
     "lstm-plain": lambda generator: CoordinatewiseLSTM(LSTMConfig(hidden_size=3, layers=1, p=None), generator),
     "lstm-tensorflow": lambda generator: CoordinatewiseLSTM(TENSORFLOW, generator),

@@ -30,6 +30,7 @@ from l2o.rules.niht import NIHT, NIHTConfig
 from l2o.rules.proximal_lstm import ProximalLSTM, ProximalLSTMConfig
 from l2o.rules.rmsprop import RMSprop, RMSpropConfig
 from l2o.rules.safeguarded import Safeguarded, SafeguardedConfig, acceptance_rate
+from l2o.rules.scheduled_adam import ScheduledAdam, ScheduledAdamConfig
 from l2o.rules.sgd import SGD, SGDConfig
 from l2o.rules.steplista import StepLISTA, StepLISTAConfig
 from l2o.rules.support_newton import SupportNewton, SupportNewtonConfig
@@ -40,6 +41,7 @@ RULES: dict[str, tuple[type[UpdateRule], type]] = {
     "momentum": (Momentum, MomentumConfig),
     "rmsprop": (RMSprop, RMSpropConfig),
     "adam": (Adam, AdamConfig),
+    "scheduled-adam": (ScheduledAdam, ScheduledAdamConfig),
     "lstm": (CoordinatewiseLSTM, LSTMConfig),
 }
 """Name -> (rule, its config), for checkpoints and the command line. A new rule joins by adding one line."""
@@ -68,7 +70,14 @@ MODEL_BASED: dict[str, tuple[type[ModelBasedRule], type]] = {
 }
 """The same for rules that step on the structure of a problem."""
 
+CONSTRAINED: dict[str, tuple[type[ModelBasedRule], type]] = {
+    "ladmm": (LADMM, LADMMConfig),
+    "d-ladmm": (DLADMM, DLADMMConfig),
+}
+"""The same for a `ConstrainedProblem`; in checkpoints only, for the command line has no such family of problems."""
+
 __all__ = [
+    "CONSTRAINED",
     "DLADMM",
     "DLADMMConfig",
     "GKM",
@@ -139,4 +148,6 @@ __all__ = [
     "RMSprop",
     "RMSpropConfig",
     "SGDConfig",
+    "ScheduledAdam",
+    "ScheduledAdamConfig",
 ]
