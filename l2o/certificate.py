@@ -87,19 +87,21 @@ def certify(problem: Problem, x: Tensor, dual: Tensor | None = None) -> Certific
     residual = problem.residual(x)
     ndim = len(problem.operator.out_shape)
     energy, inner = item_sum(residual.square(), ndim), item_sum(residual * problem.b, ndim)
-    terms = [_Term(problem.regularizer, -problem.operator.adjoint(residual))]
+    terms = [Ray(problem.regularizer, -problem.operator.adjoint(residual))]
     if problem.composite is not None:
         K = problem.composite.operator
         w = x.new_zeros((*problem.batch_shape, *K.out_shape)) if dual is None else dual.detach().double()
-        terms = [_Term(problem.regularizer, terms[0].y - K.adjoint(w)), _Term(problem.composite.function, w)]
+        terms = [Ray(problem.regularizer, terms[0].y - K.adjoint(w)), Ray(problem.composite.function, w)]
     return Certificate(problem.value(x), _best_dual(energy, inner, terms))
 
 
-class _Term(NamedTuple):
+class Ray(NamedTuple):
     """A conjugate along a ray: s ↦ g*(s y)."""
 
     g: ProximalFunction
+    """g."""
     y: Tensor
+    """Shape (batch…, item…)."""
 
     def largest(self) -> Tensor | None:
         """The largest s with g*(s y) = 0, where g* is the indicator of a ball or a cone; None for other functions."""
@@ -117,7 +119,7 @@ class _Term(NamedTuple):
         return self.g.conjugate_value(s.reshape(s.shape + (1,) * self.g.ndim) * self.y)
 
 
-def _best_dual(energy: Tensor, inner: Tensor, terms: list[_Term]) -> Tensor:
+def _best_dual(energy: Tensor, inner: Tensor, terms: list[Ray]) -> Tensor:
     """Return the largest −½s²‖r‖² − s⟨r, b⟩ − Σ g*(s y) of a few s; each of them is a bound.
 
     They are 0, 1, the maximum over s where the conjugates are linear or 0, and what the ℓ₁ part of g* leaves at 0.
@@ -127,7 +129,7 @@ def _best_dual(energy: Tensor, inner: Tensor, terms: list[_Term]) -> Tensor:
     cap = torch.stack([*limits, torch.full_like(energy, torch.inf)]).amin(0)
     free = torch.where(energy > 0, -slope / energy.clamp(min=_TINY), 1.0).clamp(min=0)
     candidates = [torch.zeros_like(energy), torch.ones_like(energy), free]
-    candidates += [_Term(L1(t.g.strength, t.g.ndim), t.y).largest() for t in terms if isinstance(t.g, ElasticNet)]
+    candidates += [Ray(L1(t.g.strength, t.g.ndim), t.y).largest() for t in terms if isinstance(t.g, ElasticNet)]
     values = []
     for s in candidates:
         s = torch.minimum(s, cap).nan_to_num(posinf=1.0)  # pyright: ignore[reportArgumentType]

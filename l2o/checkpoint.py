@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from l2o.optimizer import LearnedOptimizer
 from l2o.rule import ModelBasedRule, UpdateRule
-from l2o.rules import MODEL_BASED, RULES
+from l2o.rules import CONSTRAINED, MODEL_BASED, RULES
 
 FORMAT_VERSION = 1
 _ZOO = Path(__file__).parent / "zoo"
@@ -81,12 +81,12 @@ def load_rule(source: str | os.PathLike) -> UpdateRule:
 
 
 def build_rule(name: str, config: dict[str, Any], origin: object = "config") -> UpdateRule:
-    """Build a rule by its name in `RULES` or `MODEL_BASED` and its config's fields.
+    """Build a rule by its name in `RULES`, `MODEL_BASED` or `CONSTRAINED` and its config's fields.
 
     Raises:
         CheckpointError: if the name or an option is unknown, or an option is of another type or out of range.
     """
-    rules = RULES | MODEL_BASED
+    rules = RULES | MODEL_BASED | CONSTRAINED
     if name not in rules:
         raise CheckpointError(f"{origin}: unknown rule {name!r}; this version of l2o has {sorted(rules)}")
     rule_type, config_type = rules[name]
@@ -101,15 +101,18 @@ def build_rule(name: str, config: dict[str, Any], origin: object = "config") -> 
 
 
 def rule_name(rule: UpdateRule) -> str:
-    """Return the rule's name in `RULES` or `MODEL_BASED`.
+    """Return the rule's name in `RULES`, `MODEL_BASED` or `CONSTRAINED`.
 
     Raises:
         TypeError: if the rule is not one of them.
     """
-    for name, (rule_type, _) in (RULES | MODEL_BASED).items():
+    for name, (rule_type, _) in (RULES | MODEL_BASED | CONSTRAINED).items():
         if type(rule) is rule_type:
             return name
-    raise TypeError(f"{type(rule).__name__} has no name in l2o.rules.RULES, which lists {sorted(RULES)}; add it there")
+    raise TypeError(
+        f"{type(rule).__name__} has no name in l2o.rules.RULES, which lists {sorted(RULES)}; add it there. A rule made "
+        "of parts that you give, as GKM is, has none: save rule.state_dict(), and load it into a rule made the same way"
+    )
 
 
 def save_rule(rule: UpdateRule, directory: str | os.PathLike, **card: Any) -> Path:

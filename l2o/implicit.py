@@ -113,8 +113,22 @@ def requires_grad(image: Tensor) -> bool:
     return image.requires_grad
 
 
+def refuse_forward_mode(ctx: Any, *tangents: Any) -> None:
+    """The `jvp` of all functions with an implicit gradient.
+
+    Raises:
+        NotImplementedError: always.
+    """
+    raise NotImplementedError(
+        "an implicit gradient has no forward mode (jvp, jacfwd): use reverse mode (grad, jacrev), or a fixed point "
+        'with gradient="unrolled"'
+    )
+
+
 class _Attach(torch.autograd.Function):
     """The point forward; backward, what arrives at T(u) is w instead of v."""
+
+    jvp = staticmethod(refuse_forward_mode)
 
     @staticmethod
     def forward(ctx: Any, point: Tensor, image: Tensor, adjoint: Adjoint, is_root: bool) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from l2o.fixed_point_loop import Run, require_convergence
-from l2o.implicit import Adjoint, functorch, requires_grad
+from l2o.implicit import Adjoint, functorch, refuse_forward_mode, requires_grad
 from l2o.linear_solvers import MatrixProduct
 
 Leaves = tuple[Any, ...]
@@ -73,6 +73,8 @@ def solve_explicit(task: Explicit, start: Tensor, params: list[Any]) -> Run:
 class _FixedPoint(torch.autograd.Function):
     """(u_0, *params) ↦ (u, steps, residual, scale)."""
 
+    jvp = staticmethod(refuse_forward_mode)
+
     @staticmethod
     def forward(task: Explicit, start: Tensor, *params: Any) -> Run:  # pyright: ignore
         end = task.find(lambda u: task.step(u, *params), start)
@@ -120,6 +122,8 @@ class _System(NamedTuple):
 
 class _Linear(torch.autograd.Function):
     """(b, *context) ↦ x with A(*context) x = b."""
+
+    jvp = staticmethod(refuse_forward_mode)
 
     @staticmethod
     def forward(system: _System, b: Tensor, *context: Any) -> Tensor:  # pyright: ignore

@@ -135,7 +135,7 @@ class Problem:
 
     def double(self) -> "Problem":
         """The same problem in float64, without a graph."""
-        return _double(self)
+        return to_float64(self)
 
     def with_data(self, b: Tensor) -> "Problem":
         """The same operator and regularizer with other data, shape (batch…, *A.out_shape)."""
@@ -164,7 +164,7 @@ def _short(value: Any) -> str:
     return f"{type(value).__name__}({', '.join(f'{f.name}={_short(getattr(value, f.name))}' for f in fields(value))})"
 
 
-def _double(value: Any) -> Any:
+def to_float64(value: Any) -> Any:
     """Convert every floating-point tensor of nested dataclasses."""
     if isinstance(value, Tensor):
         if value.is_complex():
@@ -172,4 +172,4 @@ def _double(value: Any) -> Any:
         return value.detach().double() if value.is_floating_point() else value
     if not is_dataclass(value):
         return value
-    return replace(value, **{f.name: _double(getattr(value, f.name)) for f in fields(value) if f.init})  # pyright: ignore
+    return replace(value, **{f.name: to_float64(getattr(value, f.name)) for f in fields(value) if f.init})  # pyright: ignore

@@ -2,12 +2,14 @@
 
 import operator
 import warnings
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from l2o.certificate import Certificate, certify
+from l2o.constrained import ConstrainedProblem
 from l2o.fixed_point import GradientMode
 from l2o.implicit import Policy
 from l2o.linear_solvers import LinearReport, LinearSolver
@@ -48,7 +50,7 @@ class Solution(NamedTuple):
 
 def solve(
     rule: UpdateRule,
-    problem: Problem,
+    problem: Problem | ConstrainedProblem,
     *,
     steps: int | None = None,
     tol: float | None = None,
@@ -61,7 +63,7 @@ def solve(
     adjoint: LinearSolver | None = None,
     on_failure: Policy = "raise",
 ) -> Solution:
-    """Minimise ½‖Ax − b‖² + g(x) + h(Kx) by the steps of a rule, all items at once.
+    """Minimise ½‖Ax − b‖² + g(x) + h(Kx), or g(z) + h(e) s.t. Az + e = b, by the steps of a rule, all items at once.
 
     With a gradient mode, x carries the gradient to the weights of the rule and to what the problem is made of: b, A, λ.
     The Lipschitz bound and the step sizes that come from it are constants in all modes.
@@ -70,8 +72,9 @@ def solve(
         rule: model-based, or a gradient rule (LSTM, Adam, …), which is given the (sub)gradient of F.
         steps: how many; None with no `tol` takes the number of layers that the rule was trained for.
         tol: stop as soon as the relative duality gap, (F(x) − D) / F(x), is at most this for every item; checked after
-            0, 1, 2, 4, … and every 10 steps. Where there is an h, D uses the entry `dual` of the rule's state. An
-            iterate that is not finite stops the run; without `tol` it goes on. A RuntimeWarning says so in both.
+            0, 1, 2, 4, … and every 10 steps. Where there is an h, D uses the entry `dual` of the rule's state, and for
+            a `ConstrainedProblem` its `multiplier`. An iterate that is not finite stops the run; without `tol` it goes
+            on. A RuntimeWarning says so in both.
         max_steps: give up after these many, with a RuntimeWarning and `converged` False; only with `tol`.
         start: first iterate, the shape of x; None is 0.
         history: whether to evaluate F after every step; it has a graph where the step has one.
@@ -89,16 +92,21 @@ def solve(
         TypeError: if the rule is none, but a name for instance, or the problem is none, a number of steps is no
             integer, or tol is no number.
         ValueError: if both or neither of steps and tol are given (and the rule has no number of layers), one is out of
-            its range, or the start has another shape.
+            its range, or the start has another shape; or a gradient of a rule that records no steps (`Safeguarded`).
     """
     if not isinstance(rule, nn.Module):
         raise TypeError(f"rule must be an UpdateRule, got {rule!r}; of a name, l2o.load_rule(name) makes one")
-    if not isinstance(problem, Problem):
+    if not isinstance(problem, Problem | ConstrainedProblem):
         raise TypeError(
             f"problem must be an l2o.Problem, got a {type(problem).__name__}; tasks.lasso.problem(A, b, λ) makes one"
         )
     limit = _limit(rule, steps, tol, max_steps)
     how = Gradient(gradient, last, residual_tol, adjoint, on_failure)
+    if how.mode is not None and not getattr(rule, "differentiable", True):
+        raise ValueError(
+            f"{type(rule).__name__} records no steps, so gradient={gradient!r} would be lost; solve without it, and "
+            'for its gradient at a solution x: l2o.solve(FISTA(), problem, steps=1, start=x, gradient="implicit")'
+        )
     if not torch.is_grad_enabled():
         how = Gradient()
     first = problem.zeros() if start is None else _checked(start, problem)
@@ -135,7 +143,7 @@ class _Walk(NamedTuple):
     """That of x, if it is known."""
 
 
-def _walk(rule: UpdateRule, problem: Problem, walk: _Walk, limit: int, tol: float | None) -> _Walk:
+def _walk(rule: UpdateRule, problem: Problem | ConstrainedProblem, walk: _Walk, limit: int, tol: float | None) -> _Walk:
     """Go on until `limit` steps have been made in all, or the tolerance is reached, or x is not finite."""
     x, state, made, values, certificate = walk
     values, history = list(values), bool(values)
@@ -158,7 +166,7 @@ def _is_finite(x: Tensor) -> bool:
     return bool(torch.isfinite(x).all())
 
 
-def _not_finite(rule: UpdateRule, problem: Problem, walk: _Walk) -> str:
+def _not_finite(rule: UpdateRule, problem: Problem | ConstrainedProblem, walk: _Walk) -> str:
     items = int((~torch.isfinite(walk.x)).flatten(-problem.ndim).any(-1).sum())
     of = torch.Size(problem.batch_shape).numel()
     layers = getattr(rule, "layers", None)
@@ -178,14 +186,22 @@ def _gave_up(rule: UpdateRule, walk: _Walk, certificate: Certificate, tol: float
 
 
 @torch.no_grad()
-def _certify(problem: Problem, x: Tensor, state: State) -> Certificate:
+def _certify(problem: Problem | ConstrainedProblem, x: Tensor, state: State) -> Certificate:
     """The certificate of x; nan for items that are not finite."""
-    dual = getattr(state, "dual", None) if problem.composite is not None else None
+    bounds = partial(certify, problem) if isinstance(problem, Problem) else problem.certificate
+    dual = getattr(state, _dual_name(problem), None)
     finite = torch.isfinite(x).flatten(-problem.ndim).all(-1)
     if bool(finite.all()):
-        return certify(problem, x, dual)
-    found = certify(problem, x.nan_to_num(0.0, 0.0, 0.0), None if dual is None else dual.nan_to_num(0.0, 0.0, 0.0))
+        return bounds(x, dual)
+    found = bounds(x.nan_to_num(0.0, 0.0, 0.0), None if dual is None else dual.nan_to_num(0.0, 0.0, 0.0))
     return Certificate(*(torch.where(finite, bound, torch.nan) for bound in found))
+
+
+def _dual_name(problem: Problem | ConstrainedProblem) -> str:
+    """The entry of a rule's state that is a guess of the dual variable."""
+    if isinstance(problem, ConstrainedProblem):
+        return "multiplier"
+    return "dual" if problem.composite is not None else ""
 
 
 def _limit(rule: UpdateRule, steps: int | None, tol: float | None, max_steps: int) -> int:
@@ -206,7 +222,7 @@ def _limit(rule: UpdateRule, steps: int | None, tol: float | None, max_steps: in
     return limit
 
 
-def _checked(start: Tensor, problem: Problem) -> Tensor:
+def _checked(start: Tensor, problem: Problem | ConstrainedProblem) -> Tensor:
     start = torch.as_tensor(start, dtype=problem.b.dtype, device=problem.b.device)  # NumPy too
     if tuple(start.shape) != problem.x_shape:
         raise ValueError(f"the start must have the shape of x, {problem.x_shape}, got {tuple(start.shape)}")

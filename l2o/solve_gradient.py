@@ -15,6 +15,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from l2o.constrained import ConstrainedProblem
 from l2o.fixed_point import GradientMode, attach_checked
 from l2o.fixed_point_loop import Run
 from l2o.implicit import Adjoint, Policy, check_policy, requires_grad
@@ -60,7 +61,13 @@ class Gradient:
 
 
 def attach_fixed_point(
-    rule: UpdateRule, problem: Problem, x: Tensor, state: State, made: int, start: Tensor, how: Gradient
+    rule: UpdateRule,
+    problem: Problem | ConstrainedProblem,
+    x: Tensor,
+    state: State,
+    made: int,
+    start: Tensor,
+    how: Gradient,
 ) -> tuple[Tensor, LinearReport]:
     """Return x with the gradient of the fixed point that the rule has reached, and the report of its linear system.
 
@@ -92,7 +99,7 @@ def attach_fixed_point(
 
 
 def fixed_point_map(
-    rule: UpdateRule, problem: Problem, names: tuple[str, ...], step: int
+    rule: UpdateRule, problem: Problem | ConstrainedProblem, names: tuple[str, ...], step: int
 ) -> Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]:
     """Return T of (x, the named entries of the state), as a rule's step number `step`."""
 

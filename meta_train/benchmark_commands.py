@@ -14,7 +14,8 @@ from meta_train.art_benchmark import run_art
 from meta_train.art_report import write_art_report
 from meta_train.benchmark import run_benchmark
 from meta_train.bmo_report import write_joint_report, write_sparse_coding_report
-from meta_train.bmo_study import run_joint, run_sparse_coding
+from meta_train.bmo_sparse_coding import run_sparse_coding
+from meta_train.bmo_study import run_joint
 from meta_train.estimator_report import write_estimator_report
 from meta_train.estimator_study import run_study
 from meta_train.lasso_benchmark import run_lasso
@@ -117,6 +118,8 @@ def speed(threads: Threads = None, json: bool = False, out: Path | None = None) 
         out: Also measure every number of threads up to this machine's cores and write the figures to this directory.
     """
     set_threads(threads)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # what is wrong with it is said before anything is measured
     results = measure()
     print_speed(results, json)
     if out is not None:

@@ -12,8 +12,10 @@ matplotlib.use("Agg")
 
 Row = dict[str, str]
 
-_STYLES = (("solid", LIGHT[0]), ("solid", LIGHT[1]), ("dashed", LIGHT[2]), ("dashdot", LIGHT[6])) + tuple(
-    ("solid", LIGHT[i]) for i in (3, 4, 5)
+_STYLES = (
+    (("solid", LIGHT[0]), ("solid", LIGHT[1]), ("dashed", LIGHT[2]), ("dashdot", LIGHT[6]))
+    + tuple(("solid", LIGHT[i]) for i in (3, 4, 5))
+    + (("dotted", LIGHT[5]),)
 )
 _FLOOR = 1e-16
 """Lower than this is rounding, and cannot stand on a logarithmic axis."""
@@ -42,7 +44,7 @@ def draw_joint(study: dict, summary: list[Row], curves: list[Row], path: Path) -
 
 
 def draw_sparse_coding(study: dict, curves: list[Row], path: Path) -> None:
-    """Draw suboptimality and relative change of every method over layers."""
+    """Draw suboptimality and relative change of every method over layers, a line for each seed."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     methods = list(dict.fromkeys(row["method"] for row in curves))
     for name, axis, title in zip(
@@ -50,8 +52,11 @@ def draw_sparse_coding(study: dict, curves: list[Row], path: Path) -> None:
     ):
         for index, method in enumerate(methods):
             dash, colour = _STYLES[index % len(_STYLES)]
-            rows = [row for row in curves if row["method"] == method and (name != "change" or row["layer"] != "1")]
-            axis.plot(*_series(rows, "layer", name), linestyle=dash, color=colour, label=method)
+            mine = [row for row in curves if row["method"] == method and (name != "change" or row["layer"] != "1")]
+            for number, seed in enumerate(dict.fromkeys(row["seed"] for row in mine)):
+                series = _series([row for row in mine if row["seed"] == seed], "layer", name)
+                label = None if number else method
+                axis.plot(*series, linestyle=dash, color=colour, linewidth=1, alpha=0.8, label=label)
         axis.axvline(study["layers"], color="grey", linewidth=0.8)
         axis.set(xlabel=f"layer ({study['layers']} are trained)", title=title)
     axes[1].axhline(1e-6, color="grey", linewidth=0.8)

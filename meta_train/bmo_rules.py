@@ -1,11 +1,10 @@
 """The learned rules of the sparse-coding study: unrolled GKM, GKM with a network, and GKM inside BMO's inner loop.
 
 All take steps of `LinearizedALM` with weights of their own in each layer. The first step past the layers (the *tail*)
-is trained as well, through some of its applications; the last one (the *rest*) is the tail with longer steps, chosen on
-tuning signals. From there on the map stays the same, and converges.
+is trained as well, through some of its applications, and stays the same from there on, so that it converges.
+`meta_train/bmo_tail.py` has what is quicker later on.
 """
 
-import copy
 import math
 from collections.abc import Iterator
 
@@ -19,8 +18,6 @@ from l2o.rules.gkm_network import DualNetwork, NetworkedALM
 from meta_train.bilevel import aggregate
 from tasks.robust_sparse_coding import RobustSparseCoding
 
-RESTS = tuple((after, factor) for after in (60, 90) for factor in (10.0, 30.0, 100.0))
-"""(first layer, factor on d_z and d_e) of the rest, for 15 trained layers; with others the first number is scaled."""
 _SMOOTHING = 0.1
 """δ of the upper loss, in units of mean |b|."""
 
@@ -63,12 +60,6 @@ class AggregatedGKM(ModelBasedRule):
         self.gkm, self.aggregated, self.weight, self.config = gkm, layers, weight, gkm.config
         self.log_descent = nn.Parameter(torch.tensor(math.log(descent)))
 
-    def around(self, gkm: GKM) -> "AggregatedGKM":
-        """The same inner loop around another T."""
-        out = AggregatedGKM(gkm, self.aggregated, self.weight)
-        out.log_descent.data = self.log_descent.detach().clone()
-        return out
-
     def init_problem(self, problem, x: Tensor) -> ALMPoint:
         """See `ModelBasedRule.init_problem`; the state is the point u."""
         return self.gkm.init_problem(problem, x)
@@ -96,46 +87,3 @@ def iterates(rule: ModelBasedRule, task: RobustSparseCoding, x: Tensor, steps: i
     for step in range(steps):
         z, state = rule.iterate(problem, z, state, step)
         yield z, state.second, state.multiplier
-
-
-@torch.no_grad()
-def settle(
-    rule: GKM | AggregatedGKM,
-    task: RobustSparseCoding,
-    x: Tensor,
-    steps: int,
-    rests: tuple[tuple[int, float], ...] = RESTS,
-) -> tuple[GKM | AggregatedGKM, tuple[int, float]]:
-    """Return the rule with that rest which leaves the least relative change of u after `steps`, and the rest.
-
-    Args:
-        x: tuning signals, shape (signals, rows).
-        rests: as `RESTS`.
-    """
-    gkm, found = rule if isinstance(rule, GKM) else rule.gkm, []
-    for number, (after, factor) in enumerate(rests):
-        after = round(after * (len(gkm.numerical) - 1) / 15)
-        rested = _rested(gkm, after, factor)
-        candidate = rested if isinstance(rule, GKM) else rule.around(rested)
-        before = now = torch.zeros(())
-        for point in iterates(candidate, task, x, steps):
-            before, now = now, torch.cat(point, -1)
-        found.append((float((now - before).norm() / now.norm()), number, candidate, (after, factor)))
-    return min(found, key=lambda entry: entry[:2])[2:]
-
-
-def _rested(gkm: GKM, after: int, factor: float) -> GKM:
-    """The GKM with its tail up to step `after`, and from there on the tail with steps `factor` times as long, α = 1."""
-    layers = len(gkm.numerical) - 1
-    tail = gkm.part(layers)
-    rest = copy.deepcopy(tail)
-    assert isinstance(rest, LinearizedALM)
-    rest.spectrum = tail.spectrum  # pyright: ignore[reportAttributeAccessIssue]
-    for log in (rest.log_first, rest.log_second):
-        log += math.log(factor)
-    parts = [gkm.part(k) for k in range(layers)] + [tail] * (after - layers) + [rest]
-    out = GKM(parts, config=gkm.config)
-    out.logit_relaxation[:layers] = gkm.logit_relaxation[:layers]
-    out.logit_relaxation[layers:-1] = gkm.logit_relaxation[-1]
-    out.logit_relaxation[-1] = -math.log(gkm.config.most_relaxation - 1)
-    return out.to(gkm.logit_relaxation.dtype)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from l2o.constrained import ConstrainedProblem
 from l2o.proximal.norms import soft_threshold
 from l2o.rule import ModelBasedRule
-from l2o.rules.ladmm import MultiplierState
+from l2o.rules.ladmm import MultiplierState, check_constrained
 from l2o.rules.matrix_config import MatrixConfig
 
 
@@ -58,8 +58,10 @@ class DLADMM(ModelBasedRule):
         """See `ModelBasedRule.init_problem`; e = λ = 0.
 
         Raises:
+            TypeError: if the problem is no `ConstrainedProblem`.
             ValueError: if A has another size than the learned matrices.
         """
+        check_constrained(problem, self)
         if problem.operator.in_shape + problem.operator.out_shape != (self.config.columns, self.config.rows):
             raise ValueError(
                 f"DLADMM was made for a matrix ({self.config.rows}, {self.config.columns}), the problem's takes "

@@ -19,6 +19,19 @@ from l2o.rule import ModelBasedRule
 from l2o.rules.checks import check_positive
 
 
+def check_constrained(problem: object, rule: ModelBasedRule) -> None:
+    """Refuse problems of another kind.
+
+    Raises:
+        TypeError: if the problem is no `ConstrainedProblem`.
+    """
+    if not isinstance(problem, ConstrainedProblem):
+        raise TypeError(
+            f"{type(rule).__name__} takes an l2o.constrained.ConstrainedProblem, min g(z) + h(e) s.t. Az + e = b; got "
+            f"a {type(problem).__name__}, for which ADMM or CondatVu may do"
+        )
+
+
 class MultiplierState(NamedTuple):
     """What the methods of multipliers remember besides z."""
 
@@ -56,7 +69,12 @@ class LADMM(ModelBasedRule):
         self.config = config or LADMMConfig()
 
     def init_problem(self, problem: ConstrainedProblem, x: Tensor) -> MultiplierState:
-        """See `ModelBasedRule.init_problem`; e = λ = 0."""
+        """See `ModelBasedRule.init_problem`; e = λ = 0.
+
+        Raises:
+            TypeError: if the problem is no `ConstrainedProblem`.
+        """
+        check_constrained(problem, self)
         zero = problem.b.new_zeros(problem.b.shape)
         return MultiplierState(zero, zero)
 

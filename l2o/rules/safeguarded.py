@@ -104,6 +104,9 @@ class Safeguarded(ModelBasedRule):
         inner: model-based or a gradient rule; None leaves FISTA and the Newton step.
     """
 
+    differentiable = False
+    """`solve` refuses a gradient mode: steps are chosen by comparison, and none is recorded."""
+
     def __init__(self, inner: UpdateRule | None, config: SafeguardedConfig | None = None):
         super().__init__()
         self.config = config or SafeguardedConfig()

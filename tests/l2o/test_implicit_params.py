@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
-from torch.func import grad, jacrev, vmap
+from torch.func import grad, jacrev, jvp, vmap
 
 from l2o import GMRES, Anderson, AndersonSolver, Dense, Neumann, NotConvergedError, fixed_point, root
 
@@ -155,3 +155,20 @@ def test_a_step_that_closes_over_constants_runs_inside_transforms(float64):
     u = fixed_point(lambda u: cell(u, (W, b)), torch.zeros(4)).u
     got = grad(lambda s: s * fixed_point(lambda u: cell(u, (W, b)), torch.zeros(4)).u.sum())(torch.tensor(2.0))
     torch.testing.assert_close(got, u.sum(), rtol=0, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # of torch, in its first jvp
+def test_forward_mode_is_that_of_the_steps_where_they_are_unrolled_and_refused_where_implicit(float64):
+    w = torch.linspace(-1, 1, 3)[None]
+
+    def point(w, mode):
+        return fixed_point(
+            lambda u, w: torch.tanh(0.3 * u + w), torch.zeros(1, 3), w, gradient=mode, tol=1e-12, batch_axes=1
+        ).u
+
+    _, tangent = jvp(lambda w: point(w, "unrolled"), (w,), (torch.ones_like(w),))
+    slope = 1 - point(w, None).square()  # u = tanh(0.3 u + w): du = slope (0.3 du + dw)
+    # the steps end where u has converged, which at w = 0 is before its tangent has
+    torch.testing.assert_close(tangent, slope / (1 - 0.3 * slope), rtol=1e-5, atol=0)
+    with pytest.raises(NotImplementedError, match="no forward mode"):
+        jvp(lambda w: point(w, "implicit"), (w,), (torch.ones_like(w),))

@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from l2o.checkpoint import load_rule, save_rule
 from l2o.constrained import ConstrainedProblem
 from l2o.proximal import L1, Dictionary
 from l2o.rule import ModelBasedRule
 from l2o.rules.d_ladmm import DLADMM, DLADMMConfig
+from l2o.rules.gkm import GKM
+from l2o.rules.gkm_alm import LinearizedALM, Spectrum
 from l2o.rules.ladmm import LADMM, LADMMConfig
 
 ROWS, COLUMNS = 6, 10
@@ -105,3 +108,19 @@ def test_wrong_options_are_refused():
         DLADMM(DLADMMConfig(3, 4, 1), A)
     with pytest.raises(ValueError, match="was made for"):
         DLADMM(DLADMMConfig(3, 4, 1)).init_problem(problem(), problem().zeros())
+
+
+@pytest.mark.parametrize(
+    "rule", [LADMM(LADMMConfig(0.5, 1.33, 1.0)), DLADMM(DLADMMConfig(ROWS, COLUMNS, 2), A.float())]
+)
+def test_a_checkpoint_gives_the_same_rule_again(rule, tmp_path):
+    again = load_rule(save_rule(rule, tmp_path / "rule"))
+    of = ConstrainedProblem(Dictionary(A.float()), problem().b.float(), L1(), L1())
+    assert type(again) is type(rule) and again.config == rule.config
+    with torch.no_grad():
+        torch.testing.assert_close(run(again, of, 5), run(rule, of, 5), rtol=1e-4, atol=1e-5)  # strides differ
+
+
+def test_gkm_has_no_name_and_the_error_says_what_to_do(tmp_path):
+    with pytest.raises(TypeError, match="made of parts that you give, as GKM is, has none: save rule.state_dict"):
+        save_rule(GKM(LinearizedALM(Spectrum(A))), tmp_path / "gkm")

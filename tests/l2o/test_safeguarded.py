@@ -237,3 +237,10 @@ def test_a_second_term_is_refused_with_the_rule_that_splits_it():
     for config in (SafeguardedConfig(), SafeguardedConfig(polish=None)):
         with pytest.raises(ValueError, match=r"there is a second term h\(Kx\); use CondatVu"):
             solve(Safeguarded(ISTA(), config), made, steps=1)
+
+
+def test_a_gradient_mode_is_refused_for_no_step_is_recorded():
+    made = problem(torch.eye(3), torch.ones(3), 0.1)
+    for mode in ("unrolled", "implicit"):
+        with pytest.raises(ValueError, match="Safeguarded records no steps"):
+            solve(Safeguarded(None), made, steps=3, gradient=mode)
