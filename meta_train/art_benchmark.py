@@ -45,7 +45,7 @@ def run_art(checkpoints: Sequence[str], out: Path, command: str) -> None:
     """Race all methods; write summary.csv, curves.csv, paired.csv, tuning.csv, study.json and contact-sheet.png.
 
     Args:
-        checkpoints: learned rules; none takes the shipped one.
+        checkpoints: learned rules; none takes the shipped ones.
         command: what was typed, for the README.
 
     Raises:
@@ -53,7 +53,7 @@ def run_art(checkpoints: Sequence[str], out: Path, command: str) -> None:
         CheckpointError: if a checkpoint cannot be loaded.
         DataError: if L2O_DATA has no photographs, paintings or network.
     """
-    rules = {Path(source).resolve().name: load_rule(source) for source in checkpoints or ("lstm-neural-art",)}
+    rules = {Path(source).resolve().name: load_rule(source) for source in checkpoints or chosen.LEARNED}
     (out / ".cache").mkdir(parents=True, exist_ok=True)
     tables: dict[str, list[Row]] = {"summary": [], "curves": [], "paired": [], "tuning": []}
     sheet = {}

@@ -101,13 +101,17 @@ def _table(setting: str, rows: list[Row]) -> str:
 
 def _paired(setting: str, tables: dict[str, list[Row]]) -> str:
     counts = [*chosen.COUNTS, *({int(of(tables["summary"], setting)[0]["steps"])} - set(chosen.COUNTS))]
-    lines = [f"**{setting}**\n", "| against | " + " | ".join(map(str, counts)) + " |", "|---" * (1 + len(counts)) + "|"]
+    lines = [
+        f"**{setting}**\n",
+        "| rule | against | " + " | ".join(map(str, counts)) + " |",
+        "|---" * (2 + len(counts)) + "|",
+    ]
     pairs = dict.fromkeys((row["method"], row["against"]) for row in of(tables["paired"], setting))
     for mine, other in pairs:
         cells = [
             _interval(of(tables["paired"], setting, method=mine, against=other, step=count)[0]) for count in counts
         ]
-        lines.append(f"| {other} | " + " | ".join(cells) + " |")
+        lines.append(f"| {mine} | {other} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -138,13 +142,13 @@ evaluation, at each the least loss so far. *CPU s*: per pair, for all steps.
 ![contact sheet](contact-sheet.png)
 
 ## Paired differences
-log f of the learned rule minus log f of the other at equal step counts, mean over pairs with its 95 % interval
+log f of the learned rule minus log f of the other at equal numbers of steps, mean over pairs with its 95 % interval
 (Student); below zero the learned rule is ahead.
 
 {paired}
 
 ## Method
-The rule was trained on *{chosen.TRAINED_STYLE}*, 64×64 and the train photographs alone; pairs are crops of test
+The rules were trained on *{chosen.TRAINED_STYLE}*, 64×64 and the train photographs alone; pairs are crops of test
 photographs. Every method starts from the photograph. Learning rates are chosen on other pairs, of outer_valid
 photographs, of the same styles and size: {tuning}. They walk downhill on a grid of four a decade until the best is
 bracketed, then half a step around it (tuning.csv lists all), for two criteria: log f averaged over all steps, and log f

@@ -18,14 +18,14 @@ from tasks.neural_art import NeuralArt, Parts
 from tasks.photographs import resize
 from tasks.task import Data
 
-Optimizer = Literal["lstm", "adam", "lbfgs"]
+Optimizer = Literal["learned", "lstm", "adam", "lbfgs"]
 
-LR: dict[Optimizer, float] = {"lstm": 1.0, "adam": 0.02, "lbfgs": 1.0}
-"""Default learning rates: as trained; grey scale from 0 to 1 per step; whole quasi-Newton steps."""
-SHIPPED_RULE = "lstm-neural-art"
-"""What lstm means unless another checkpoint is given."""
+LR: dict[Optimizer, float] = {"learned": 1.0, "lstm": 1.0, "adam": 0.02, "lbfgs": 1.0}
+"""Default learning rates: as trained, twice; grey scale from 0 to 1 per step; whole quasi-Newton steps."""
+SHIPPED_RULES: dict[Optimizer, str] = {"learned": "scheduled-adam-neural-art", "lstm": "lstm-neural-art"}
+"""What the learned optimizers are unless another checkpoint is given."""
 TRAINED_SIZE = 64
-"""Height and width on which the shipped rule was trained, pixels."""
+"""Height and width on which the shipped rules were trained, pixels."""
 LARGEST = 2048
 """Most pixels on the longer side of what is painted: SqueezeNet's activations take 1 GB by then, VGG's 8 GB."""
 
@@ -141,7 +141,7 @@ def build_optimizer(name: Optimizer, image: Tensor, lr: float | None = None, che
 
     Args:
         lr: learning rate; None takes the one in `LR`.
-        checkpoint: the learned rule, as for `l2o.load`; None takes `SHIPPED_RULE`.
+        checkpoint: the learned rule, as for `l2o.load`; None takes that in `SHIPPED_RULES`.
 
     Raises:
         ValueError: if the name is unknown, lr is not positive, a checkpoint is given but no learned rule asked
@@ -153,16 +153,11 @@ def build_optimizer(name: Optimizer, image: Tensor, lr: float | None = None, che
     lr = LR[name] if lr is None else lr
     if not 0 < lr < math.inf:
         raise ValueError(f"lr must be a positive number, got {lr}")
-    if checkpoint is not None and name != "lstm":
-        raise ValueError(f"checkpoint is for --optimizer lstm, got it with {name}")
-    if name == "lstm":
-        if checkpoint is None and SHIPPED_RULE not in l2o.available():
-            raise l2o.CheckpointError(
-                f"{SHIPPED_RULE} is not shipped with this version; give a rule of your own (--checkpoint), or take "
-                "--optimizer lbfgs or adam"
-            )
+    if checkpoint is not None and name not in SHIPPED_RULES:
+        raise ValueError(f"checkpoint is for --optimizer learned, got it with {name}")
+    if name in SHIPPED_RULES:
         try:
-            return l2o.load(SHIPPED_RULE if checkpoint is None else checkpoint, [image], lr=lr)
+            return l2o.load(SHIPPED_RULES[name] if checkpoint is None else checkpoint, [image], lr=lr)
         except TypeError as error:  # a rule for sparse codes
             raise ValueError(str(error)) from error
     if name == "adam":

@@ -40,7 +40,7 @@ def paint_command(
     content: tyro.conf.Positional[str],
     style: tyro.conf.Positional[str],
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
-    optimizer: Optimizer = "lstm",
+    optimizer: Optimizer = "learned",
     size: int = 256,
     steps: int = 200,
     style_weight: float = 10.0,
@@ -62,15 +62,15 @@ def paint_command(
         content: Image to paint, of any kind that Pillow reads; or china, flower.
         style: Image to paint like; or starry_night_google, the_scream, composition_vii (of L2O_DATA), china, flower.
         out: Image to write; its ending says of what kind.
-        optimizer: lstm is the learned rule lstm-neural-art; adam and lbfgs are torch's.
+        optimizer: learned is the rule scheduled-adam-neural-art, lstm lstm-neural-art; adam and lbfgs are torch's.
         size: Shorter side of the painting, pixels; the longer one follows from the content, up to 2048.
         steps: How often loss and gradient are computed; the line search of lbfgs spends its tries from them too.
         style_weight: More for more of the painting, less for more of the photograph.
         content_weight: Weight of what the photograph shows; None is 0.2, and 2 from noise, where it is easily lost.
         variation_weight: Weight of smoothness; more where the result is noisy.
         initial: Start from the content, or from noise.
-        lr: Learning rate; None is 1 for lstm (multiplies its steps) and lbfgs, 0.02 for adam (grey scale from 0 to 1).
-        checkpoint: Another learned rule for lstm: shipped name, checkpoint or run directory, hf://owner/name.
+        lr: Learning rate; None is 1 for learned rules (a factor of their steps) and lbfgs, 0.02 for adam (grey scale).
+        checkpoint: Another learned rule: shipped name, checkpoint or run directory, hf://owner/name.
         network: Whose activations are compared.
         weights: File with the network's weights, .npz, .pth or .safetensors; None is the one in $L2O_DATA/nets.
         style_size: Shorter side at which the style is seen, pixels; larger for larger strokes. None is that of size.

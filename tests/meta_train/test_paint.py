@@ -90,12 +90,12 @@ def painted(family, name, steps, lr=None, checkpoint=None, wanted=()) -> Album:
 # ---------------------------------------------------------------- the loop
 
 
-@pytest.mark.parametrize("name", ["lstm", "adam", "lbfgs"])
+@pytest.mark.parametrize("name", ["learned", "adam", "lbfgs"])
 @pytest.mark.parametrize("steps", [1, 7, 23])
 def test_every_optimizer_computes_the_loss_exactly_as_often_as_asked(name, steps, family, rule, monkeypatch):
     count, original = [], NeuralArt.parts
     monkeypatch.setattr(NeuralArt, "parts", lambda *arguments: (count.append(1), original(*arguments))[1])
-    album = painted(family, name, steps, checkpoint=rule if name == "lstm" else None)
+    album = painted(family, name, steps, checkpoint=rule if name in ("learned", "lstm") else None)
     assert len(count) == album.step == steps and album.ended == ""
 
 
@@ -116,7 +116,7 @@ def test_adam_and_a_learned_rule_walk_as_in_a_plain_loop(family, rule):
             losses.append(float(loss.detach()))
             loss.backward()
             optimizer.step()
-        album = painted(family, name, 6, 0.02, rule if name == "lstm" else None, wanted=range(1, 7))
+        album = painted(family, name, 6, 0.02, rule if name in ("learned", "lstm") else None, wanted=range(1, 7))
         best = np.minimum.accumulate(losses)
         assert [look.loss for look in album.strip] == pytest.approx(best, rel=1e-5)  # float32, other order of sums
         assert best[-1] < 0.99 * losses[0]
@@ -173,10 +173,10 @@ def test_noise_follows_the_seed_and_the_content_needs_none(weights):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (("sgd",), "optimizer must be one of lstm, adam, lbfgs, got 'sgd'"),
+        (("sgd",), "optimizer must be one of learned, lstm, adam, lbfgs, got 'sgd'"),
         (("adam", 0.0), "lr must be a positive number, got 0.0"),
         (("lbfgs", float("nan")), "lr must be a positive number"),
-        (("adam", None, "lstm-mnist"), "checkpoint is for --optimizer lstm"),
+        (("adam", None, "lstm-mnist"), "checkpoint is for --optimizer learned"),
         (("lstm", None, "nowhere"), "nowhere"),
         (("lstm", None, "alista"), "alista is a ALISTA, which steps on a problem's structure and not on gradients"),
     ],
@@ -243,7 +243,7 @@ def test_a_folder_that_refuses_files_is_said(tmp_path):
 
 @pytest.mark.parametrize("name", ["lstm", "adam", "lbfgs"])
 def test_the_command_paints_and_is_deterministic(name, l2o, rule, tmp_path):
-    options = ("--checkpoint", rule) if name == "lstm" else ()
+    options = ("--checkpoint", rule) if name in ("learned", "lstm") else ()
     results = [l2o("china", "flower", "-o", f"{i}.png", "--optimizer", name, *options) for i in range(2)]
     assert [result[0] for result in results] == [0, 0], results
     assert "content: china, seen at 60×40 pixels" in results[0][1]
@@ -338,12 +338,6 @@ def test_missing_weights_say_where_to_get_them(l2o, monkeypatch):
     assert status == 2 and errors.count("\n") == 1
     for words in ("L2O_DATA is not set", "nets/squeezenet1_1", "download https://", "--weights FILE"):
         assert words in errors
-
-
-@pytest.mark.skipif("lstm-neural-art" in learned.available(), reason="the rule is shipped")
-def test_without_the_shipped_rule_the_others_are_named(l2o):
-    status, _, errors = l2o("china", "flower", "-o", "a.png")
-    assert status == 2 and "lstm-neural-art is not shipped" in errors and "--optimizer lbfgs" in errors
 
 
 @needs_nets
