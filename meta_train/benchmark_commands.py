@@ -29,6 +29,7 @@ from meta_train.report_all import report_all
 from meta_train.safeguard_report import write_safeguard_report
 from meta_train.safeguard_study import run_safeguard
 from meta_train.speed import measure, print_speed, write_speed
+from meta_train.speed_limits import measure_step, measure_windows
 from meta_train.threads import set_threads
 from meta_train.wandb_benchmark import log_benchmark
 from meta_train.wandb_report import report_publisher
@@ -127,7 +128,8 @@ def speed(threads: Threads = None, json: bool = False, out: Path | None = None) 
         for count in range(1, (os.cpu_count() or 1) + 1):
             set_threads(count)
             every[count] = measure(with_truncated=True)
-        write_speed(every, out, f"l2o speed --out {out}")
+        set_threads(1)
+        write_speed(every, measure_windows(), measure_step(), out, f"l2o speed --out {out}")
 
 
 def estimators(

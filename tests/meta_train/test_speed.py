@@ -2,13 +2,15 @@
 
 import csv
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from l2o.rules import SGD, CoordinatewiseLSTM, LSTMConfig, SGDConfig
-from meta_train import speed, speed_report
+from meta_train import speed, speed_limits, speed_report
 from meta_train.estimators import MetaLoss, Recorded, Truncated
 from meta_train.run_directory import describe_environment
 from meta_train.speed_loops import (
@@ -194,7 +196,8 @@ def test_results_hold_every_method_and_the_figure_every_ratio(tmp_path, monkeypa
     drawn = []
     draw = speed_report._draw
     monkeypatch.setattr(speed_report, "_draw", lambda rows: drawn.append(draw(rows)) or drawn[0])
-    speed_report.write_speed({1: RESULTS, 2: RESULTS}, tmp_path / "speed", "l2o speed --out there")
+    windows = [{"tasks": 16, "steps": 100, "added_mb": 300.4, "record_mb": 102.8, "seconds": 12.34}]
+    speed_report.write_speed({1: RESULTS, 2: RESULTS}, windows, 0.0987, tmp_path / "speed", "l2o speed --out there")
     rows = list(csv.DictReader((tmp_path / "speed" / "summary.csv").read_text().splitlines()))
     assert len(rows) == 12
     assert rows[1] == {
@@ -204,9 +207,31 @@ def test_results_hold_every_method_and_the_figure_every_ratio(tmp_path, monkeypa
     readme = (tmp_path / "speed" / "README.md").read_text()
     assert "Command: `l2o speed --out there`" in readme and describe_environment()["machine"]["cpu"] in readme
     assert "| quadratic | 1 | 100 | 150 (1.50 ×) | 400 (4.00 ×) | – |" in readme
+    assert "| 16 | 100 | 300 | 103 | 198 | 12.3 |" in readme and "**0.099 µs** a parameter" in readme
+    assert json.loads((tmp_path / "speed" / "limits.json").read_text()) == {"windows": windows, "step_us": 0.0987}
     assert "| second-order | 2 | 10 | – | 21 (2.10 ×) | 36 (3.60 ×) |" in readme
     assert (tmp_path / "speed" / "speed.png").read_bytes()[:4] == b"\x89PNG"
     for panel, title in zip(drawn[0].axes, ("1 thread", "2 threads"), strict=True):
         assert panel.get_title() == title
         assert [text.get_text() for text in panel.texts] == ["2.0×", "4.5×", "2.1×", "3.6×"]
         assert sorted(bar.get_height() for bar in panel.patches) == [2.0, 2.1, 3.6, 4.5]
+
+
+# --- memory and a deployed step ---
+
+
+@pytest.mark.skipif(not os.environ.get("L2O_DATA"), reason="takes MNIST from L2O_DATA")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+def test_a_longer_window_adds_its_longer_record(monkeypatch):
+    monkeypatch.setattr(speed_limits, "WINDOWS", ((4, 100), (4, 500)))
+    short, long = speed_limits.measure_windows()
+    assert (long["tasks"], long["steps"]) == (4, 500) and 0 < short["seconds"] < long["seconds"]
+    assert long["record_mb"] == pytest.approx(4 * 15_910 * 501 * 4 / 1e6)
+    longer = long["record_mb"] - short["record_mb"]
+    assert long["added_mb"] - short["added_mb"] == pytest.approx(longer, rel=0.15)  # autograd: 250 times as much
+
+
+def test_the_time_of_a_step_is_in_microseconds_a_parameter(monkeypatch):
+    monkeypatch.setattr(speed_limits, "STEP_PARAMETERS", 20_000)
+    found = speed_limits.measure_step(repeats=3)
+    assert 0 < found < 100  # microseconds; seconds or nanoseconds would lie outside
