@@ -26,7 +26,7 @@ from l2o.rules.gkm_alm import ALMPoint, LinearizedALM
 from meta_train.bmo_rules import AggregatedGKM, iterates
 from tasks.robust_sparse_coding import RobustSparseCoding
 
-RESTS = ((0.03, 0.02), (0.06, 0.04), (0.12, 0.08))
+RESTS = ((0.013, 0.009), (0.02, 0.013), (0.03, 0.02))
 """(d_z, d_e) of the rest that are tried, in units of mean |b|."""
 RATIO = 0.998
 """r of the rest: nearly an exact projection onto the constraint."""
