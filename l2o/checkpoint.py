@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch.overrides import TorchFunctionMode
 
 from l2o.optimizer import LearnedOptimizer
 from l2o.rule import ModelBasedRule, UpdateRule
@@ -21,6 +22,8 @@ FORMAT_VERSION = 1
 _ZOO = Path(__file__).parent / "zoo"
 _LARGEST_CARD = 10**7
 """Bytes; a rule.json holds a few thousand."""
+_MOST_CALLS = 10_000
+"""Calls of torch while a rule is built; an LSTM makes 10 a layer. A card may ask for millions of layers."""
 _FLOATS = ("F16", "BF16", "F32", "F64")
 """How safetensors calls the precisions in which weights may come; they are loaded in the default dtype."""
 
@@ -70,7 +73,8 @@ def load_rule(source: str | os.PathLike) -> UpdateRule:
     directory = find(source)
     card, path = read_card(directory), directory / "rule.safetensors"
     description = (card["rule"], card["config"], directory / "rule.json")
-    with torch.device("meta"):  # options that do not fit the weights may ask for more memory than there is
+    # Options that do not fit the weights may ask for more memory or time than there is.
+    with _Bounded(), torch.device("meta"):
         expected = build_rule(*description).state_dict()
     weights = _read_weights(path, expected)
     rule = build_rule(*description)
@@ -183,6 +187,18 @@ def read_card(directory: Path) -> dict[str, Any]:
     return card
 
 
+class _Bounded(TorchFunctionMode):
+    """Lets torch be called `_MOST_CALLS` times; the next call is a ValueError."""
+
+    calls = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.calls += 1
+        if self.calls > _MOST_CALLS:
+            raise ValueError("it would have more layers or parts than any checkpoint")
+        return func(*args, **(kwargs or {}))
+
+
 def _read_weights(path: Path, expected: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors of a safetensors file, after its header has been found to say what is expected."""
     try:
@@ -219,6 +235,8 @@ def _check_types(config_type: type, config: dict[str, Any]) -> None:
     """
     hints = typing.get_type_hints(config_type)
     for name, value in config.items():
+        if isinstance(value, int) and value > 10**7:  # a list of so many layers would fill the memory
+            raise TypeError(f"{name} must be at most 10,000,000, got {value}")
         if not _is_a(value, hints[name]):
             raise TypeError(f"{name} must be {getattr(hints[name], '__name__', hints[name])}, got {value!r}")
 

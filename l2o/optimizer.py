@@ -96,14 +96,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
             TypeError: if the rule is not a gradient rule.
         """
         options = self.defaults | dict(param_group)
-        lr, weight_decay, rule = options["lr"], options["weight_decay"], options["rule"]
+        lr = options["lr"]
         if isinstance(lr, Tensor) and lr.numel() != 1:
             raise ValueError(f"an lr that is a tensor must have one element, got shape {tuple(lr.shape)}")
-        if not 0 <= lr < math.inf:
-            raise ValueError(f"lr must be a finite number of at least 0, got {lr}")
-        if not 0 <= weight_decay < math.inf:
-            raise ValueError(f"weight_decay must be a finite number of at least 0, got {weight_decay}")
-        super().add_param_group({**param_group, "rule": self._index(rule)})
+        for name in ("lr", "weight_decay"):
+            if not 0 <= options[name] < math.inf:
+                raise ValueError(f"{name} must be a finite number of at least 0, got {options[name]}")
+        super().add_param_group({**param_group, "rule": self._index(options["rule"])})
 
     @torch.no_grad()
     def step(self, closure=None, *, loss=None):  # pyright: ignore[reportIncompatibleMethodOverride] (the base overloads it)
@@ -179,9 +178,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if isinstance(rule, int) and 0 <= rule < len(self.rules):
             return rule
         if not isinstance(rule, CoordinatewiseRule):
-            raise TypeError(
-                f"{type(rule).__name__} is not a gradient rule; LearnedOptimizer needs a CoordinatewiseRule"
-            )
+            raise TypeError(f"{type(rule).__name__} is not a gradient rule; this needs a CoordinatewiseRule")
         for index, known in enumerate(self.rules):
             if _equal(rule, known):
                 return index

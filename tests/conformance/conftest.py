@@ -2,8 +2,8 @@
 
     python -m pytest tests/conformance --factory torch.optim:RAdam --factory my_package.optimizers:make
 
-A factory is callable(params, lr) or callable(params) and returns an optimizer; params is whatever `torch.optim.Adam`
-takes. Each test states one clause of the contract in its docstring.
+A factory is callable(params, lr), lr by this name or in second place, or callable(params), and returns an optimizer;
+params is whatever `torch.optim.Adam` takes. Each test states one clause of the contract in its docstring.
 """
 
 import importlib
@@ -23,6 +23,9 @@ DEFAULT = [
 ]
 
 
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--factory",
@@ -30,6 +33,23 @@ def pytest_addoption(parser):
         metavar="MODULE:CALLABLE",
         help="run the conformance suite on this optimizer: callable(params, lr) or callable(params); repeatable",
     )
+
+
+def pytest_configure(config):
+    """Say in one line what cannot be found, before a hundred tests do."""
+    for address in _chosen(config) or ():
+        try:
+            _found(address)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise pytest.UsageError(f"--factory {address}: {error}; expected MODULE:CALLABLE") from error
+
+
+def _found(address: str):
+    module, _, name = address.partition(":")
+    factory = importlib.import_module(module)
+    for part in name.split("."):
+        factory = getattr(factory, part)
+    return factory
 
 
 def _chosen(config) -> list[str] | None:
@@ -51,14 +71,15 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture
 def make(request):
     """The optimizer under test: make(params, lr=0.1)."""
-    module, _, name = request.param.partition(":")
-    factory = importlib.import_module(module)
-    for part in name.split("."):
-        factory = getattr(factory, part)
-    takes_lr = len(inspect.signature(factory).parameters) > 1
+    factory = _found(request.param)
+    options = inspect.signature(factory).parameters
+    by_name = "lr" in options
+    in_place = sum(option.kind in _POSITIONAL and option.default is option.empty for option in options.values()) > 1
 
     def build(params, lr=0.1):
-        return factory(params, lr) if takes_lr else factory(params)
+        if by_name:
+            return factory(params, lr=lr)
+        return factory(params, lr) if in_place else factory(params)
 
     return build
 

@@ -280,6 +280,15 @@ def test_options_that_ask_for_more_memory_than_there_is_are_found_out_before_it_
         load_rule(saved)
 
 
+@pytest.mark.parametrize(
+    "layers, words", [(10**6, "it would have more layers or parts"), (10**9, "layers must be at most")]
+)
+def test_a_card_that_asks_for_millions_of_layers_is_refused_before_they_are_built(saved, layers, words):
+    edit_card(saved, config={"layers": layers})
+    with pytest.raises(CheckpointError, match=f"refuses its options .*: {words}"):
+        load_rule(saved)
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.uint8, torch.complex64, torch.float8_e4m3fn])
 def test_weights_of_another_kind_of_number(saved, dtype):
     edit_weights(saved, output_bias=torch.ones(1).to(dtype))
