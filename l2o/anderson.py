@@ -15,6 +15,9 @@ from torch import Tensor
 
 from l2o.linear_solvers import LinearSolver, MatrixProduct, Run, norms, ratio
 
+_CANCELLED = 1e-3
+"""Smallest part of the moves, relative to the largest, whose image is trusted."""
+
 Advance = Callable[[Tensor, Tensor], Tensor]
 """(u_k, T(u_k)) ↦ u_{k+1}, shapes (items, n)."""
 
@@ -115,4 +118,21 @@ class AndersonSolver(LinearSolver):
                 gain = ratio(norms(memory.changes[-1]), norms(memory.moves[-1]))
                 largest = torch.maximum(largest, gain)
                 smallest = torch.where(gain > 0, torch.minimum(smallest, gain), smallest)
+        if memory.moves:
+            least = _least_gain(torch.stack(memory.moves, -1), torch.stack(memory.changes, -1))
+            smallest = torch.minimum(smallest, least)
         return Run(x, made, largest, torch.where(torch.isfinite(smallest), smallest, 1.0), note)
+
+
+def _least_gain(moves: Tensor, changes: Tensor) -> Tensor:
+    """The least ‖Δr‖ / ‖Δx‖ of all combinations of the moves of an item; inf where it has none.
+
+    It is at least σ_min of A. Combinations that nearly cancel are left out: of them rounding is seen, not A.
+    """
+    scale = torch.linalg.vector_norm(moves, dim=1, keepdim=True)
+    _, S, Vh = torch.linalg.svd(ratio(moves, scale), full_matrices=False)
+    kept = S > _CANCELLED * S[:, :1]
+    images = ratio(changes, scale) @ Vh.mT * torch.where(kept, ratio(torch.ones_like(S), S), 0.0).unsqueeze(1)
+    values = torch.linalg.svdvals(images)
+    least = values.gather(1, (kept.sum(1) - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return torch.where(kept.any(1) & (least > 0), least, torch.inf)

@@ -39,11 +39,15 @@ class Run(NamedTuple):
     """‖T(u_0) − u_0‖, of the first step that moves the item; shape (items,), 0 before."""
 
     def measured(self, image: Tensor) -> "Run":
-        """Return it with ‖T(u) − u‖ / max(‖u‖, ‖T(u_0) − u_0‖) of each item: no unit, and 0 where the change is."""
+        """Return it with ‖T(u) − u‖ / max(‖u‖, ‖T(u_0) − u_0‖) of each item: no unit, and 0 where the change is.
+
+        It is inf where ‖u‖ overflows: an iterate that grows without end has not converged.
+        """
         u = self.u.detach()
         change = norms(image.detach() - u)
         scale = torch.where(self.scale > 0, self.scale, change)
-        return self._replace(residual=ratio(change, torch.maximum(norms(u), scale)), scale=scale)
+        size = torch.maximum(norms(u), scale)
+        return self._replace(residual=torch.where(size.isinf(), torch.inf, ratio(change, size)), scale=scale)
 
     def settled(self, image: Tensor) -> "Run":
         """Measure at the end: rounding must not undo what the loop has found, so that the smaller residual counts."""
@@ -86,7 +90,7 @@ def require_convergence(end: Run, tol: float, policy: Policy) -> None:
     open_ = ~(end.residual <= tol)
     if not bool(open_.any()):
         return
-    worst = float(end.residual.nan_to_num(nan=torch.inf).max())
+    worst = float(end.residual.nan_to_num(nan=torch.inf, posinf=torch.inf).max())
     refuse(
         f"the lower level did not converge, so the implicit gradient is not valid: {int(open_.sum())} of "
         f"{open_.numel()} items have a relative residual ‖T(u) − u‖ above tol={tol:.1e} (the worst {worst:.1e}) after "

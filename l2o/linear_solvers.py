@@ -189,4 +189,4 @@ def _apply(A: Tensor, x: Tensor) -> Tensor:
 
 
 def _worst(values: Tensor) -> float:
-    return float(values.nan_to_num(nan=torch.inf).max())
+    return float(values.nan_to_num(nan=torch.inf, posinf=torch.inf).max())

@@ -48,7 +48,7 @@ class Newton:
 
 
 def relative_residual(point: Tensor, image: Tensor, start: Tensor) -> Tensor:
-    """‖g(u)‖ / max(‖Jᵀ u‖, ‖g(u_0)‖) of each item: it has no unit, whatever those of g and u are.
+    """‖g(u)‖ / max(‖Jᵀ u‖, ‖g(u_0)‖) of each item: it has no unit, whatever those of g and u are; inf on overflow.
 
     Args:
         point: u, shape (items, n), which requires grad.
@@ -58,7 +58,8 @@ def relative_residual(point: Tensor, image: Tensor, start: Tensor) -> Tensor:
     (pulled,) = torch.autograd.grad(
         image, point, point.detach(), retain_graph=True, allow_unused=True, materialize_grads=True
     )
-    return ratio(norms(image.detach()), torch.maximum(norms(pulled), start))
+    size = torch.maximum(norms(pulled), start)
+    return torch.where(size.isinf(), torch.inf, ratio(norms(image.detach()), size))  # an overflow is no root
 
 
 def _with_graph(g: Callable[[Tensor], Tensor], u: Tensor) -> tuple[Tensor, Tensor]:

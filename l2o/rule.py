@@ -154,8 +154,9 @@ class ModelBasedRule(UpdateRule):
     layers: int | None = None
     """Number of steps that have weights of their own; a later step uses those of the last. None: all are alike."""
 
-    iterated: tuple[str, ...] = ()
-    """Entries of the state that converge along with x (dual variables), each with the batch axes of x first.
+    iterated: tuple[str, ...] | None = ()
+    """Entries of the state that converge along with x (dual variables), each with the batch axes of x first. None: all
+    but the first entry, which is x itself.
 
     Together with x they are the fixed point that `solve(gradient="implicit")` differentiates: its map is
     `iterate` on the state of a fresh `init_problem` with these entries put in, so that everything else, factorisations

@@ -116,4 +116,6 @@ def fixed_point_map(
 
 def _iterated(rule: Any, state: State) -> tuple[str, ...]:
     """The names of the iterated entries, without those that this problem does not need."""
-    return tuple(name for name in getattr(rule, "iterated", ()) if getattr(state, name).numel())
+    names = getattr(rule, "iterated", ())
+    names = state._fields[1:] if names is None else names
+    return tuple(name for name in names if getattr(state, name).numel())

@@ -41,6 +41,8 @@ class DLADMM(ModelBasedRule):
         ValueError: if the dictionary has another size than the config says.
     """
 
+    iterated = ("second", "multiplier")
+
     def __init__(self, config: DLADMMConfig | None = None, dictionary: Tensor | None = None):
         super().__init__()
         self.config = config = config or DLADMMConfig()

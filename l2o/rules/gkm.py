@@ -87,6 +87,8 @@ class GKM(ModelBasedRule):
         ValueError: if `numerical` is empty, or a network comes with an α that may exceed 1.
     """
 
+    iterated = None
+
     def __init__(
         self,
         numerical: NumericalPart | Sequence[NumericalPart],

@@ -64,6 +64,8 @@ class LADMMConfig:
 class LADMM(ModelBasedRule):
     """A linearised step of z, an exact one of e, and a dual step."""
 
+    iterated = ("second", "multiplier")
+
     def __init__(self, config: LADMMConfig | None = None):
         super().__init__()
         self.config = config or LADMMConfig()

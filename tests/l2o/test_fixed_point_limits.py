@@ -39,6 +39,15 @@ def test_a_value_that_is_not_finite_ends_the_loop(float64):
     assert calls < 20 and not result.converged.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_an_iterate_that_grows_until_its_norm_overflows_has_not_converged(dtype):
+    b = torch.ones(3, dtype=dtype, requires_grad=True)
+    with pytest.raises(NotConvergedError, match=r"not valid.*the worst inf"):
+        fixed_point(lambda u: 1.5 * u + b, torch.ones(3, dtype=dtype), max_steps=5000)
+    result = fixed_point(lambda u: 1.5 * u + b, torch.ones(3, dtype=dtype), max_steps=5000, gradient=None)
+    assert not result.converged and result.residual.isinf()
+
+
 def test_a_fixed_point_that_is_not_unique_has_no_gradient_along_its_set(float64):
     A, b = random(2, 5), random(2, seed=1).requires_grad_()
     pinv = torch.linalg.pinv(A)

@@ -222,8 +222,11 @@ def test_constrained_problem_checks_its_shapes_and_bounds_its_optimum():
         assert bool((problem.dual_value(multiplier) <= _minimum(problem) + 1e-9).all())
     with pytest.raises(ValueError, match="b must have shape"):
         ConstrainedProblem(Matrix(A), draw(3, ROWS + 1), L1(), L1())
-    with pytest.raises(NotImplementedError, match="only"):
-        ridge().dual_value(draw(1, ROWS))
+    equations = ridge(3)  # γ/2 ‖z‖² under Az = b is least at z = A⁺b, with λ = −γ (AAᵀ)⁻¹ b
+    best = -0.7 * equations.b @ torch.linalg.inv(A @ A.T)
+    least = 0.35 * (equations.b @ torch.linalg.pinv(A).mT).square().sum(-1)
+    torch.testing.assert_close(equations.dual_value(best), least)
+    assert bool((equations.dual_value(draw(3, ROWS)) <= least).all())
 
 
 def _minimum(problem: ConstrainedProblem) -> Tensor:

@@ -109,6 +109,16 @@ def test_no_wrong_solution_of_an_ill_conditioned_system_passes(float64, solver):
     assert not report.converged  # 15 digits lost
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_anderson_sees_the_small_values_between_its_moves(float64, seed):
+    """The right side hides half of x below the tolerance; single moves show a condition a hundred times too good."""
+    generator = torch.Generator().manual_seed(seed)
+    Q = torch.linalg.qr(torch.randn(50, 50, generator=generator))[0]
+    A = ((Q * torch.logspace(0, -16, 50)) @ Q.T)[None]
+    x, report = solve_linear(AndersonSolver(memory=40), product(A), product(A)(torch.randn(1, 50, generator=generator)))
+    assert report.residual is not None and report.residual < 1e-10 and not report.converged
+
+
 @pytest.mark.parametrize("solver", [Neumann(), AndersonSolver(memory=1, max_iterations=20)], ids=repr)
 def test_a_growing_series_is_stopped_and_said(float64, solver):
     A = contraction(2, 10, 1.0) - 4 * torch.eye(10)

@@ -72,6 +72,12 @@ def test_what_is_no_root_has_no_gradient(float64):
         double.u.sum().backward()
 
 
+def test_a_point_whose_norm_overflows_is_no_root(float64):
+    c = torch.ones(2, requires_grad=True)  # ‖g‖ ≤ 3, but ‖Jᵀu‖ overflows, and 3/inf would be 0
+    with pytest.raises(NotConvergedError, match="the worst inf"):
+        root(lambda u: u.sin() + 2 * c, torch.ones(2), solver=lambda g, start: start * 1e160)
+
+
 def test_multiclass_logistic_regression_on_the_simplex(float64):
     """The fixed point of projected gradient for the dual variables, and the primal optimality condition, agree."""
     X, labels = random(12, 3), torch.arange(12) % 3
