@@ -67,7 +67,7 @@ _ALL = ("SGD", "momentum", "NAG", "RMSprop", "Adam", "L-BFGS")
 SETTINGS: dict[str, Setting] = {
     "training style, 64×64": Setting(family(64, (TRAINED_STYLE,)), 24, 128, 8, _ALL),
     "new styles, 128×128": Setting(family(128, NEW_STYLES), 20, 128, 4, _ALL, shown=2),
-    "new styles, 256×256": Setting(family(256, NEW_STYLES), 20, 500, 2, ("Adam",)),
+    "new styles, 256×256": Setting(family(256, NEW_STYLES), 9, 500, 2, ("Adam",)),
 }
 
 COUNTS = (16, 32, 64, 128)
