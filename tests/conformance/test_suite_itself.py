@@ -82,8 +82,6 @@ EXPECTED = {
 AT_LEAST = {
     # One memory for all instances spoils every test that compares two.
     "SharesItsMemory": {"the_same_start_gives_the_same_end", "copies_continue_independently"},
-    # A factory that is not there is an error of every test, not a silent success.
-    "DoesNotExist": {"is_an_optimizer", "groups_have_their_own_lr", "a_state_of_other_groups_is_refused"},
 }
 # Neither depends on what the broken ones break; compiling takes half the time of the suite.
 LEFT_OUT = "not compiled and not (schedulers and not StepLR)"
@@ -116,3 +114,12 @@ def test_a_broken_optimizer_fails_its_clauses_and_no_others(failures, name):
 @pytest.mark.parametrize("name", AT_LEAST)
 def test_a_broken_optimizer_fails_its_clauses(failures, name):
     assert failures[name] >= AT_LEAST[name]
+
+
+@pytest.mark.parametrize("address", ["conformance.broken:DoesNotExist", "no_such_module:Adam", "torch.optim"])
+def test_a_factory_that_is_not_there_is_one_line_and_no_success(address):
+    folder = Path(__file__).parent
+    command = [sys.executable, "-m", "pytest", str(folder), "-q", "-p", "no:cacheprovider", "--factory", address]
+    run = subprocess.run(command, cwd=folder.parents[1], capture_output=True, text=True)
+    assert run.returncode == pytest.ExitCode.USAGE_ERROR, run.stdout + run.stderr
+    assert f"--factory {address}: " in run.stderr and "expected MODULE:CALLABLE" in run.stderr
