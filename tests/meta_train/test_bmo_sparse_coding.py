@@ -54,7 +54,7 @@ def test_training_lowers_the_suboptimality_and_every_layer_stays_averaged(kind):
     assert (rule.after, rule.until) == (8, 48)
     optimum, _ = reference(TASK, signals.x.double(), signals.value.double())
     rows = follow(Learned(kind, 0, rule), TASK, signals.x.double(), optimum)
-    assert rows[-1]["change"] < 1e-2 * rows[1]["change"] and rows[-1]["suboptimality"] < 0.1 * rows[3]["suboptimality"]
+    assert rows[-1]["change"] < 0.03 * rows[1]["change"] and rows[-1]["suboptimality"] < 0.1 * rows[3]["suboptimality"]
 
 
 def test_aggregation_is_the_formula_of_its_docstring():
