@@ -43,6 +43,7 @@ def run_benchmark(protocol: Protocol, checkpoints: Sequence[str], out: Path, com
     """
     learned = learned_rules(protocol, checkpoints)
     _check_writable(out)
+    environment = describe_environment()  # before the first file makes the checkout differ from its commit
     summary, curves = [], []
     total = len(protocol.settings) * (len(learned) + len(protocol.solvers) + len(CLASSICS))
     with tqdm(total=total, unit="method", disable=None) as bar:
@@ -61,7 +62,7 @@ def run_benchmark(protocol: Protocol, checkpoints: Sequence[str], out: Path, com
             _add_wins(summary, setting, sums)
     _write_csv(out / "summary.csv", summary)
     _write_csv(out / "curves.csv", curves)
-    (out / "protocol.json").write_text(json.dumps(_describe(protocol, command, out), indent=2) + "\n")
+    (out / "protocol.json").write_text(json.dumps(_describe(protocol, command, out, environment), indent=2) + "\n")
 
 
 def learned_rules(protocol: Protocol, checkpoints: Sequence[str]) -> dict[str, UpdateRule]:
@@ -140,10 +141,10 @@ def _add_wins(summary: list[dict], setting: str, sums: dict[str, Tensor]) -> Non
         row["wins"] = f"{(sums[row['method']] < sums[best]).double().mean().item():.4g}"
 
 
-def _describe(protocol: Protocol, command: str, out: Path) -> dict[str, Any]:
+def _describe(protocol: Protocol, command: str, out: Path, environment: dict[str, Any]) -> dict[str, Any]:
     settings = {name: f"{family}" for name, family in protocol.settings.items()}
     facts = {field.name: getattr(protocol, field.name) for field in dataclasses.fields(protocol)}
-    origin = {"command": command, "directory": str(out), "environment": describe_environment()}
+    origin = {"command": command, "directory": str(out), "environment": environment}
     return facts | {"settings": settings, "solvers": list(protocol.solvers)} | origin
 
 
