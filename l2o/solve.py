@@ -94,19 +94,9 @@ def solve(
         ValueError: if both or neither of steps and tol are given (and the rule has no number of layers), one is out of
             its range, or the start has another shape; or a gradient of a rule that records no steps (`Safeguarded`).
     """
-    if not isinstance(rule, nn.Module):
-        raise TypeError(f"rule must be an UpdateRule, got {rule!r}; of a name, l2o.load_rule(name) makes one")
-    if not isinstance(problem, Problem | ConstrainedProblem):
-        raise TypeError(
-            f"problem must be an l2o.Problem, got a {type(problem).__name__}; tasks.lasso.problem(A, b, λ) makes one"
-        )
+    _check(rule, problem, gradient)
     limit = _limit(rule, steps, tol, max_steps)
     how = Gradient(gradient, last, residual_tol, adjoint, on_failure)
-    if how.mode is not None and not getattr(rule, "differentiable", True):
-        raise ValueError(
-            f"{type(rule).__name__} records no steps, so gradient={gradient!r} would be lost; solve without it, and "
-            'for its gradient at a solution x: l2o.solve(FISTA(), problem, steps=1, start=x, gradient="implicit")'
-        )
     if not torch.is_grad_enabled():
         how = Gradient()
     first = problem.zeros() if start is None else _checked(start, problem)
@@ -129,6 +119,21 @@ def solve(
         x, report = attach_fixed_point(rule, problem, x, walk.state, walk.made, first, how)
     curve = torch.stack(walk.values) if history else x.new_empty((0, *problem.batch_shape))
     return Solution(x, curve, certificate, walk.made, converged, report)
+
+
+def _check(rule: UpdateRule, problem: Problem | ConstrainedProblem, mode: GradientMode | None) -> None:
+    """Raise where `solve` says that it does, for what is not a number."""
+    if not isinstance(rule, nn.Module):
+        raise TypeError(f"rule must be an UpdateRule, got {rule!r}; of a name, l2o.load_rule(name) makes one")
+    if not isinstance(problem, Problem | ConstrainedProblem):
+        raise TypeError(
+            f"problem must be an l2o.Problem, got a {type(problem).__name__}; tasks.lasso.problem(A, b, λ) makes one"
+        )
+    if mode is not None and not getattr(rule, "differentiable", True):
+        raise ValueError(
+            f"{type(rule).__name__} records no steps, so gradient={mode!r} would be lost; solve without it, and "
+            'for its gradient at a solution x: l2o.solve(FISTA(), problem, steps=1, start=x, gradient="implicit")'
+        )
 
 
 class _Walk(NamedTuple):
