@@ -164,7 +164,9 @@ def test_memory_that_runs_out_later_is_one_line_and_keeps_the_checkpoints(error,
 
     monkeypatch.setattr(run_training.Trainer, "_validate", fail)  # after the first checkpoint
     status, _, errors = l2o("train", "quadratic", *TINY, "--checkpoint-every", "1", "--out", "run", "rule:sgd")
-    assert status == 1 and re.fullmatch(r"l2o: out of memory( \(it wanted 2.00 GiB more\))?; take a smaller problem, .*\n", errors)
+    assert status == 1 and re.fullmatch(
+        r"l2o: out of memory( \(it wanted 2.00 GiB more\))?; take a smaller problem, .*\n", errors
+    )
     assert RunDirectory.open(tmp_path / "run").load_state()[1]["outer_step"] == 1
 
 
