@@ -117,6 +117,9 @@ def test_a_checkpoint_gives_the_same_rule_again(rule, tmp_path):
     again = load_rule(save_rule(rule, tmp_path / "rule"))
     of = ConstrainedProblem(Dictionary(A.float()), problem().b.float(), L1(), L1())
     assert type(again) is type(rule) and again.config == rule.config
+    weights = rule.state_dict()
+    assert again.state_dict().keys() == weights.keys()
+    assert all(torch.equal(found, weights[name]) for name, found in again.state_dict().items())
     with torch.no_grad():
         torch.testing.assert_close(run(again, of, 5), run(rule, of, 5), rtol=1e-4, atol=1e-5)  # strides differ
 

@@ -15,6 +15,8 @@ from meta_train.bmo_training import TrainingPlan, train, tuned_d_ladmm
 from tasks.robust_sparse_coding import RobustSparseCoding
 
 TASK = RobustSparseCoding(24, 48, 0.03)
+RESTS = ((0.03, 0.02), (0.06, 0.04), (0.12, 0.08))
+"""Longer steps than the study's: 60 layers are few."""
 
 
 @pytest.fixture
@@ -50,11 +52,11 @@ def test_training_lowers_the_suboptimality_and_every_layer_stays_averaged(kind):
     assert history[-1][1] < 0.7 * history[0][1]
     signals = TASK.sample(8, torch.Generator().manual_seed(1))
     (rule if not isinstance(rule, AggregatedGKM) else rule.gkm).check(TASK.problem(signals.x))
-    rule, _ = settle(rule.double(), TASK, signals.x.double(), 60)
+    rule, _ = settle(rule.double(), TASK, signals.x.double(), 60, RESTS)
     assert (rule.after, rule.until) == (8, 48)
     optimum, _ = reference(TASK, signals.x.double(), signals.value.double())
     rows = follow(Learned(kind, 0, rule), TASK, signals.x.double(), optimum)
-    assert rows[-1]["change"] < 0.03 * rows[1]["change"] and rows[-1]["suboptimality"] < 0.1 * rows[3]["suboptimality"]
+    assert rows[-1]["change"] < 1e-2 * rows[1]["change"] and rows[-1]["suboptimality"] < 0.1 * rows[3]["suboptimality"]
 
 
 def test_aggregation_is_the_formula_of_its_docstring():
