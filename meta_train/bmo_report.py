@@ -132,16 +132,13 @@ Numbers of iterations are such that training takes about the same CPU time, whic
 - *UNH*: GKM with D_num = linearised ALM, whose penalty matrix, steps and relaxation are learned in every layer, D_net =
   Id and μ = 0: plain unrolling. Every layer is averaged in its own metric whatever is learned. The step past the layers
   is learned too. From layer {2 * study["layers"]} on it is the plain u ← D_num(u) with (d_z, d_e) as given above, that
-  of a grid of three which leaves the least relative change on {study["tuning_signals"]} tuning signals, and drifts are
-  skipped up to the layer given there (`meta_train/bmo_tail.py`): where a step moves the multipliers by the same vector
-  again, as many steps are made at once as leave no threshold crossed. The last layers are plain steps, and converge.
+  of a grid of three which leaves the least relative change on {study["tuning_signals"]} tuning signals; it converges.
 - *GKM with D_net*: the same with a learned nonexpansive network on the multipliers before each of the
   {study["layers"]} layers (`l2o/rules/gkm_network.py`), none after them; μ = 0.
 - *BMO*: UNH's T inside the paper's aggregation, μ = 0.1, s_k = s/(k + 1) with s learned, and ℓ the smoothed objective;
   s_k = 0 past the layers, and (1 − μ)α = 1 from layer {2 * study["layers"]} on. The inner solutions are (nearly
   always) unique, so there is nothing to select here: what it gains or loses against UNH is the price or use of the
   aggregation alone.
-- *BMO without skips*: the same rules, with plain steps only; what the skips are worth.
 
 {_made(study)}
 """)
@@ -177,7 +174,7 @@ def _sparse_verdict(summary: list[Row], layers: int) -> str:
             below = [layer for layer in later if at(method, layer, high) < at(baseline, layer, low)]
             found, tried = ", ".join(map(str, below)) or "none", ", ".join(map(str, later))
             lines.append(f"- {method} is below {baseline} with every seed at {found} of the layers {tried}.")
-    for method in (*_GKM, "BMO without skips", "D-LADMM", "D-LADMM, loss to 2K"):
+    for method in (*_GKM, "D-LADMM", "D-LADMM, loss to 2K"):
         low, high = (at(method, last, f"change_{end}") for end in ("low", "high"))
         median, word = at(method, last, "median_change"), "at most" if high <= _CHANGE else "NOT down to"
         lines.append(
@@ -190,9 +187,7 @@ def _sparse_verdict(summary: list[Row], layers: int) -> str:
 def _spent(plans: dict) -> str:
     parts = []
     for name, plan in plans.items():
-        if name == "BMO without skips":
-            continue
-        sizes = f", rest ({_numbers(plan['rest'])}), skips up to layer {plan['until']}" if "rest" in plan else ""
+        sizes = f", rest ({_numbers(plan['rest'])})" if "rest" in plan else ""
         parts.append(
             f"{name} {plan['iterations']} iterations, lr {plan['lr']:g}, tuning {plan['tuning_cpu_s']:.0f} CPU s{sizes}"
         )

@@ -15,7 +15,7 @@ from l2o.rules.gkm import GKM
 from l2o.rules.ladmm import LADMM, LADMMConfig
 from meta_train.bmo_rules import AggregatedGKM, gkm_rule, iterates
 from meta_train.bmo_study import refuse, write_csv, write_study
-from meta_train.bmo_tail import Continued, settle
+from meta_train.bmo_tail import settle
 from meta_train.bmo_training import TrainingPlan, train, tuned_d_ladmm
 from tasks.robust_sparse_coding import RobustSparseCoding
 
@@ -109,18 +109,10 @@ def learned_rules(task: RobustSparseCoding, x: Tensor) -> tuple[list[Learned], l
                 sizes = (rests["rest"],) if rests else None
                 rule, rest = settle(rule.double(), task, x, BEYOND, sizes)
                 if sizes is None:
-                    tuning_s, rests = time.process_time() - begun, {"rest": rest, "until": rule.until}
+                    tuning_s, rests = time.process_time() - begun, {"rest": rest}
             learned.append(Learned(name, seed, rule))
         plans[name] = asdict(plan) | rests | {"cpu_s": sum(spent) / len(spent), "tuning_cpu_s": tuning_s}
-    alone = [Learned("BMO without skips", seed, without_skips(rule)) for name, seed, rule in learned if name == "BMO"]
-    plans["BMO without skips"] = plans["BMO"]
-    return learned + alone, training, plans
-
-
-def without_skips(rule: ModelBasedRule) -> Continued:
-    """The same rule with plain steps only."""
-    assert isinstance(rule, Continued)
-    return Continued(rule.rule, rule.rest, rule.after, rule.after)
+    return learned, training, plans
 
 
 def _untrained(name: str, task: RobustSparseCoding) -> ModelBasedRule:

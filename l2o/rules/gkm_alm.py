@@ -133,19 +133,11 @@ class LinearizedALM(NumericalPart):
 
     def forward(self, problem: ConstrainedProblem, u: ALMPoint) -> ALMPoint:
         """See the module's equation."""
-        return self.after_inputs(problem, u, self.inputs(problem, u))
-
-    def inputs(self, problem: ConstrainedProblem, u: ALMPoint) -> tuple[Tensor, Tensor]:
-        """What the two proximal maps are applied to: v − D Bᵀ(λ + Q(Bv − b)), shapes of z and e."""
         w, A = self.weights(problem), self.spectrum.matrix.to(u.x.dtype)
         ahead = u.multiplier + self.spectrum.multiply(u.x @ A.mT + u.second - problem.b, w.penalty) / w.scale
-        return u.x - w.first * w.scale * (ahead @ A), u.second - w.second * w.scale * ahead
-
-    def after_inputs(self, problem: ConstrainedProblem, u: ALMPoint, inputs: tuple[Tensor, Tensor]) -> ALMPoint:
-        """The rest of the step from u, given its `inputs`."""
-        w, A = self.weights(problem), self.spectrum.matrix.to(u.x.dtype)
-        z = problem.regularizer.prox(inputs[0], (w.first * w.scale).squeeze(-1))
-        e = problem.prox_second(inputs[1], (w.second * w.scale).squeeze(-1))
+        steps = w.first * w.scale, w.second * w.scale
+        z = problem.regularizer.prox(u.x - steps[0] * (ahead @ A), steps[0].squeeze(-1))
+        e = problem.prox_second(u.second - steps[1] * ahead, steps[1].squeeze(-1))
         moved = self.spectrum.multiply(z @ A.mT + e - problem.b, w.penalty) / w.scale
         return ALMPoint(z, e, u.multiplier + moved)
 
