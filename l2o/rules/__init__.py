@@ -32,6 +32,7 @@ from l2o.rules.rmsprop import RMSprop, RMSpropConfig
 from l2o.rules.safeguarded import Safeguarded, SafeguardedConfig, acceptance_rate
 from l2o.rules.scheduled_adam import ScheduledAdam, ScheduledAdamConfig
 from l2o.rules.sgd import SGD, SGDConfig
+from l2o.rules.sobolev import SobolevAdam, SobolevAdamConfig, SobolevLSTM, SobolevLSTMConfig, SobolevRule
 from l2o.rules.steplista import StepLISTA, StepLISTAConfig
 from l2o.rules.support_newton import SupportNewton, SupportNewtonConfig
 from l2o.rules.tilista import TiLISTA, TiLISTAConfig
@@ -42,7 +43,9 @@ RULES: dict[str, tuple[type[UpdateRule], type]] = {
     "rmsprop": (RMSprop, RMSpropConfig),
     "adam": (Adam, AdamConfig),
     "scheduled-adam": (ScheduledAdam, ScheduledAdamConfig),
+    "sobolev-adam": (SobolevAdam, SobolevAdamConfig),
     "lstm": (CoordinatewiseLSTM, LSTMConfig),
+    "sobolev-lstm": (SobolevLSTM, SobolevLSTMConfig),
 }
 """Name -> (rule, its config), for checkpoints and the command line. A new rule joins by adding one line."""
 
@@ -150,4 +153,9 @@ __all__ = [
     "SGDConfig",
     "ScheduledAdam",
     "ScheduledAdamConfig",
+    "SobolevAdam",
+    "SobolevAdamConfig",
+    "SobolevLSTM",
+    "SobolevLSTMConfig",
+    "SobolevRule",
 ]
