@@ -15,7 +15,8 @@ from l2o import optimizer_guard, optimizer_state, optimizer_step
 from l2o.guard import Guard
 from l2o.guard_progress import Progress, begin
 from l2o.optimizer_step import Item
-from l2o.rule import CoordinatewiseRule, UpdateRule
+from l2o.rule import UpdateRule
+from l2o.rules.sobolev import GradientRule
 from l2o.sharding import agree
 
 
@@ -62,17 +63,17 @@ class LearnedOptimizer(torch.optim.Optimizer):
             raise ValueError(f"state_dtype must be torch.bfloat16, or None for the rule's own, got {state_dtype}")
         if nonfinite not in ("skip", "raise", "pass"):
             raise ValueError(f'nonfinite must be "skip", "raise" or "pass", got {nonfinite!r}')
-        self.rules: list[CoordinatewiseRule] = []
+        self.rules: list[GradientRule] = []
         self.state_dtype, self.nonfinite, self.guard = state_dtype, nonfinite, optimizer_guard.chosen(guard)
         self.skipped = 0
         """Tensor updates left out so far because the gradient was not finite."""
-        self._copies: dict[Any, CoordinatewiseRule] = {}
+        self._copies: dict[Any, GradientRule] = {}
         defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "rule": self._index(rule)}
         memory = {} if self.guard is None else {"guard": tuple(begin(self.guard))}
         super().__init__(params, defaults | memory)
 
     @property
-    def rule(self) -> CoordinatewiseRule:
+    def rule(self) -> GradientRule:
         """The rule of the first group."""
         return self.rules[self.param_groups[0]["rule"]]
 
@@ -177,7 +178,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """Return the place of a rule in `rules`; new ones are copied, equal ones kept once, so that tensors join."""
         if isinstance(rule, int) and 0 <= rule < len(self.rules):
             return rule
-        if not isinstance(rule, CoordinatewiseRule):
+        if not isinstance(rule, GradientRule):
             raise TypeError(f"{type(rule).__name__} is not a gradient rule; this needs a CoordinatewiseRule")
         for index, known in enumerate(self.rules):
             if _equal(rule, known):
@@ -185,7 +186,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.rules.append(copy.deepcopy(rule).requires_grad_(False))
         return len(self.rules) - 1
 
-    def _rule(self, item: Item) -> CoordinatewiseRule:
+    def _rule(self, item: Item) -> GradientRule:
         """Return the item's rule on the item's device."""
         index, device = item.group["rule"], item.values.device
         if (index, device) not in self._copies:
@@ -239,7 +240,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         raise AssertionError("not a parameter of this optimizer")
 
 
-def _equal(left: CoordinatewiseRule, right: CoordinatewiseRule) -> bool:
+def _equal(left: GradientRule, right: GradientRule) -> bool:
     """Whether two rules make the same updates."""
     ours, theirs = left.state_dict(), right.state_dict()
     return (

@@ -16,7 +16,7 @@ from l2o.guard import Guard, adam_step, trusted
 from l2o.guard_progress import Progress, Turn, observe, radius
 from l2o.optimizer_state import KEPT, MOMENTS, Memory
 from l2o.optimizer_step import Group, Item
-from l2o.rule import CoordinatewiseRule
+from l2o.rules.sobolev import GradientRule
 from l2o.sharding import is_sharded, local
 
 
@@ -77,7 +77,7 @@ def check_saved(guard: Guard | None, group: Group, where: str) -> None:
 def advance(
     guard: Guard,
     groups: Sequence[Group],
-    rules: Callable[[Item], CoordinatewiseRule],
+    rules: Callable[[Item], GradientRule],
     items: Sequence[Item],
     memories: Mapping[Tensor, Memory],
     loss: Any,
@@ -130,7 +130,7 @@ def _exchange(groups: Sequence[Group], memories: Mapping[Tensor, Memory], fresh_
 
 
 def _learned(
-    rules: Callable[[Item], CoordinatewiseRule], items: Sequence[Item], memories: Mapping[Tensor, Memory]
+    rules: Callable[[Item], GradientRule], items: Sequence[Item], memories: Mapping[Tensor, Memory]
 ) -> dict[Tensor, Tensor]:
     """Return the learned step of each parameter, shape (n,)."""
     found = {}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from l2o.rule import CoordinatewiseRule
+from l2o.rules.sobolev import GradientRule
 from l2o.sharding import is_sharded, local, sharded_like
 
 Memory = dict[str, Tensor]
@@ -41,7 +41,7 @@ def precision(param: Tensor) -> torch.dtype:
 class Kind(NamedTuple):
     """What decides the form of a parameter's memory, beside the parameter."""
 
-    rule: CoordinatewiseRule
+    rule: GradientRule
     state_dtype: torch.dtype | None = None
     guarded: bool = False
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from l2o.optimizer_state import Memory, precision
-from l2o.rule import CoordinatewiseRule
-from l2o.sharding import local, local_gradient
+from l2o.rules.sobolev import GradientRule, SobolevRule
+from l2o.sharding import is_sharded, local, local_gradient
 
 JOIN_BELOW = 1024
 """Coordinates; larger tensors go alone. Measured with the LSTM's 80 floats a coordinate, which cost most to copy."""
@@ -78,15 +78,18 @@ def buckets(chosen: Sequence[Item], memories: Mapping[Tensor, Memory]) -> list[l
     return [*alone, *joined.values()]
 
 
-def advance(rule: CoordinatewiseRule, bucket: Sequence[Item], memories: Sequence[Memory]) -> None:
+def advance(rule: GradientRule, bucket: Sequence[Item], memories: Sequence[Memory]) -> None:
     """Update the tensors and their memories by one call of the rule."""
     for item, update in zip(bucket, propose(rule, bucket, memories), strict=True):
         move(item, update)
     torch._foreach_add_([memory["step"] for memory in memories], 1)  # pyright: ignore[reportPrivateImportUsage]
 
 
-def propose(rule: CoordinatewiseRule, bucket: Sequence[Item], memories: Sequence[Memory]) -> Sequence[Tensor]:
+def propose(rule: GradientRule, bucket: Sequence[Item], memories: Sequence[Memory]) -> Sequence[Tensor]:
     """Return the tensors' updates, shape (n,) each, by one call of the rule, and write its state; "step" is not it."""
+    if isinstance(rule, SobolevRule):
+        step, updates = memories[0]["step"], propose(rule.coordinates, bucket, memories)
+        return [_filtered(rule, item, update, step) for item, update in zip(bucket, updates, strict=True)]
     grads = [coordinates(item) for item in bucket]
     sizes = [len(grad) for grad in grads]
     flat = grads[0] if len(grads) == 1 else torch.cat(grads)
@@ -101,6 +104,19 @@ def propose(rule: CoordinatewiseRule, bucket: Sequence[Item], memories: Sequence
         if len(parts) > 1 or new is not old:  # a rule may have written into the memory itself
             torch._foreach_copy_(parts, new.split(sizes, -1))  # pyright: ignore[reportPrivateImportUsage]
     return updates.split(sizes)
+
+
+def _filtered(rule: SobolevRule, item: Item, update: Tensor, step: Tensor) -> Tensor:
+    """Return the update of a whole tensor, shape (n,), after the filter.
+
+    Raises:
+        RuntimeError: if this process has only a part of the tensor.
+    """
+    if is_sharded(item.param):
+        raise RuntimeError(
+            f"{type(rule).__name__} filters whole tensors, and FSDP2 or tensor parallelism cuts this one"
+        )
+    return rule.filtered(update.view(item.values.shape), step).reshape(-1)
 
 
 def coordinates(item: Item) -> Tensor:

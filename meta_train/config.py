@@ -14,7 +14,7 @@ from torch import Tensor
 
 from l2o.checkpoint import load_rule
 from l2o.rule import CoordinatewiseRule, UpdateRule
-from l2o.rules import MODEL_BASED, RULES, ALISTAConfig, LSTMConfig
+from l2o.rules import MODEL_BASED, RULES, ALISTAConfig, LSTMConfig, SobolevRule
 from meta_train.config_checks import check_estimator, check_ranges, check_rule, rule_type
 from meta_train.estimators import ESTIMATORS, Estimator, MetaLoss
 from meta_train.estimators.recorded import RecordDtype
@@ -89,7 +89,7 @@ class TrainConfig:
     """Outer steps between checkpoints; an interruption loses at most these."""
     start_from: str | None = None
     """Shipped name, checkpoint or run directory whose weights to start from; None draws fresh ones. Sizes must
-    be the same, constants such as an LSTM's scale need not."""
+    be the same, constants such as an LSTM's scale need not; a Sobolev rule may start from the rule that it filters."""
     seed: int = 0
     """Seed of everything that is drawn."""
 
@@ -127,12 +127,13 @@ class TrainConfig:
         if rule.config == self.rule:
             return rule
         told = f"{self.start_from} holds a rule with {rule.config}; this run asks for {self.rule}"
-        if type(rule.config) is not type(self.rule):
-            raise ValueError(told)
         again = self._fresh_rule(generator)
-        if _shapes(again) != _shapes(rule):
+        part: UpdateRule = again
+        if isinstance(again, SobolevRule) and type(again.coordinates) is type(rule):
+            part = again.coordinates
+        if type(part) is not type(rule) or _shapes(part) != _shapes(rule):
             raise ValueError(told)
-        again.load_state_dict(rule.state_dict())
+        part.load_state_dict(rule.state_dict())
         warnings.warn(f"{told}, whose constants it goes on with", stacklevel=1)  # once, though built twice
         return again
 

@@ -24,6 +24,10 @@ from l2o.rules import (
     ScheduledAdam,
     ScheduledAdamConfig,
     SGDConfig,
+    SobolevAdam,
+    SobolevAdamConfig,
+    SobolevLSTM,
+    SobolevLSTMConfig,
 )
 from tasks import MLP, Lasso, ModuleTask, NeuralArt, Quadratic, Unmixing
 from tasks.task import TaskFamily
@@ -42,8 +46,10 @@ ALL_RULES: dict[str, Callable[[Generator], UpdateRule]] = {
     "rmsprop": lambda _: RMSprop(RMSpropConfig(lr=0.02, decay=0.9)),
     "adam": lambda _: Adam(AdamConfig(lr=0.05, beta1=0.8, beta2=0.95)),
     "scheduled-adam": lambda _: ScheduledAdam(ScheduledAdamConfig(0.05, 0.4, 0.2, 0.8, 0.6, 0.1, 0.95)),
+    "sobolev-adam": lambda _: SobolevAdam(SobolevAdamConfig(0.05, cutoff=0.1, order=1.2, cutoff_power=0.3)),
     "lstm": lambda generator: CoordinatewiseLSTM(LSTMConfig(hidden_size=4), generator),
     "lstm-plain": lambda generator: CoordinatewiseLSTM(LSTMConfig(hidden_size=3, layers=1, p=None), generator),
+    "sobolev-lstm": lambda generator: SobolevLSTM(SobolevLSTMConfig(hidden_size=3, layers=1, cutoff=0.2), generator),
     "lstm-tensorflow": lambda generator: CoordinatewiseLSTM(TENSORFLOW, generator),
 }
 

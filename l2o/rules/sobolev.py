@@ -96,6 +96,10 @@ class SobolevRule(UpdateRule):
         """See `UpdateRule.init_state`."""
         return self.coordinates.init_state(params)
 
+    def init_coordinates(self, like: Tensor) -> State:
+        """See `CoordinatewiseRule.init_coordinates`."""
+        return self.coordinates.init_coordinates(like)
+
     def forward(self, observation: Observation, state: State) -> tuple[Params, State]:
         """θ_{t+1} = θ_t + û_t.
 
@@ -125,6 +129,10 @@ class SobolevRule(UpdateRule):
         continued = torch.cat((continued, continued.flip(-2)), -2)
         spectrum = torch.fft.rfft2(continued)
         return torch.fft.irfft2(gain * spectrum, s=continued.shape[-2:])[..., :height, :width]
+
+
+GradientRule = CoordinatewiseRule | SobolevRule
+"""A rule that needs gradients and no more: what `LearnedOptimizer` takes."""
 
 
 class SobolevAdam(SobolevRule):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import l2o
 from l2o import CheckpointError, load, load_rule, save_rule
 from l2o.checkpoint import FORMAT_VERSION, build_rule, find, read_card, rule_name
+from l2o.rule import Observation
 from l2o.rules import SGD, Adam, AdamConfig, CoordinatewiseLSTM, LSTMConfig, SGDConfig
 
 
@@ -60,10 +61,11 @@ def test_round_trip_is_bit_for_bit(make_rule, dtype, tmp_path, generator, reques
 
 
 def test_loaded_rule_makes_the_same_updates(make_rule, tmp_path, generator):
-    rule, grads = make_rule(), torch.randn(5, generator=generator)
+    rule, grads = make_rule(), {"x": torch.randn(2, 5, generator=generator)}
     loaded = load_rule(save_rule(rule, tmp_path / "checkpoint"))
-    updates = [r.update(grads, r.init_coordinates(grads), torch.tensor(0))[0] for r in (rule, loaded)]
-    assert torch.equal(*updates)
+    observation = Observation({"x": torch.zeros(2, 5)}, grads, None, torch.tensor(0))
+    moved = [r(observation, r.init_state(grads))[0]["x"] for r in (rule, loaded)]
+    assert torch.equal(*moved)
 
 
 def test_checkpoint_is_json_and_safetensors_only(saved):

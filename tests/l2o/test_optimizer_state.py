@@ -10,6 +10,7 @@ from small_models import assert_same, mlp, parameter, train
 
 import l2o
 from l2o import LearnedOptimizer
+from l2o.rule import Observation
 from l2o.rules import SGD, Adam, AdamConfig, CoordinatewiseLSTM, LSTMConfig, Momentum, RMSprop, RMSpropConfig
 
 
@@ -218,8 +219,8 @@ def test_bfloat16_state_rounds_the_rules_state_after_each_step(rule, generator):
         param.grad = grad
         optimizer.step()
         before = rule.init_coordinates(grad) if state is None else state
-        update, after = rule.update(grad, before, torch.tensor(step))
-        expected += update.detach()
+        moved, after = rule(Observation({"x": expected}, {"x": grad}, None, torch.tensor(step)), before)
+        expected = moved["x"].detach()
         state = type(after)(*(tensor.detach().bfloat16().double() for tensor in after))
     torch.testing.assert_close(param.detach(), expected, rtol=1e-9, atol=1e-12)
     for name, value in optimizer.state[param].items():

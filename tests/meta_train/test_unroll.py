@@ -13,6 +13,7 @@ from meta_train.unroll import (
     Trajectories,
     apply_rule,
     evaluate,
+    init_state,
     losses_and_grads,
     start,
     task_losses,
@@ -70,9 +71,10 @@ def test_batch_of_tasks_equals_tasks_on_their_own(family, rule):
         params, task, minibatch = ({n: t[i] for n, t in data.items()} for data in (now.params, now.tasks, batch))
         expected, loss = torch.func.grad_and_value(family.loss)(params, task, minibatch)
         torch.testing.assert_close(losses[i], loss, rtol=1e-12, atol=1e-13)
+        alone = {n: p[None] for n, p in params.items()}
         single = apply_rule(
             rule,
-            Trajectories({}, {n: p[None] for n, p in params.items()}, rule.init_state(params), now.step),
+            Trajectories({}, alone, init_state(rule, family, {}, alone), now.step),
             losses[i : i + 1],
             {n: g[None] for n, g in expected.items()},
         )
