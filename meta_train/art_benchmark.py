@@ -18,6 +18,7 @@ from torch import Tensor
 
 from l2o.checkpoint import load_rule
 from l2o.rule import UpdateRule
+from l2o.rules import SobolevAdam, SobolevAdamConfig
 from meta_train import art_settings as chosen
 from meta_train.art_race import Race, Run, lbfgs_racer, racer
 from meta_train.art_sheet import write_sheet
@@ -54,6 +55,7 @@ def run_art(checkpoints: Sequence[str], out: Path, command: str) -> None:
         DataError: if L2O_DATA has no photographs, paintings or network.
     """
     rules = {Path(source).resolve().name: load_rule(source) for source in checkpoints or chosen.LEARNED}
+    environment = describe_environment()  # before files are written, which git would call changes
     (out / ".cache").mkdir(parents=True, exist_ok=True)
     tables: dict[str, list[Row]] = {"summary": [], "curves": [], "paired": [], "tuning": []}
     sheet = {}
@@ -69,7 +71,7 @@ def run_art(checkpoints: Sequence[str], out: Path, command: str) -> None:
     for name, rows in tables.items():
         _write_csv(out / f"{name}.csv", rows)
     write_sheet(out / "contact-sheet.png", sheet)
-    facts = {"command": command, "settings": _describe(), "environment": describe_environment()}
+    facts = {"command": command, "settings": _describe(), "environment": environment}
     (out / "study.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -86,7 +88,8 @@ def _entries(
             option, label = best[criterion], method + (" (end)" if criterion == "end" else "")
             run = paint(races(option), f"{method} {option}", setting, "test", cache)
             print(f"{name}: {label}, {option}: {scores(run.losses / setting.factor)}", flush=True)
-            yield Entry(label, "classic", option, len(tried), run)
+            kind = "control" if method == chosen.CONTROL else "classic"
+            yield Entry(label, kind, option, len(tried), run)
 
 
 def _tune(method: str, setting: chosen.Setting, cache: Path) -> tuple[dict[str, str], dict[str, Row], Any]:
@@ -106,7 +109,8 @@ def _tune(method: str, setting: chosen.Setting, cache: Path) -> tuple[dict[str, 
         return {name: min(tried, key=lambda option: tried[option][name]) for name in CRITERIA}, tried, races
 
     def races(option: str) -> Race:
-        return racer(CLASSICS[method](float(option)))
+        lr = float(option)
+        return racer(SobolevAdam(SobolevAdamConfig(lr)) if method == chosen.CONTROL else CLASSICS[method](lr))
 
     best, found = tune(lambda lr: losses(f"{lr:.4g}"), chosen.STARTS[method])
     tried = {f"{lr:.4g}": values for lr, values in sorted(found.items())}

@@ -76,7 +76,7 @@ def _everywhere(setting: str, name: str, tables: dict[str, list[Row]]) -> str:
 
 
 def _first_order() -> set[str]:
-    names = {method for setting in chosen.SETTINGS.values() for method in setting.methods} - {"L-BFGS"}
+    names = {method for setting in chosen.SETTINGS.values() for method in setting.methods} - {"L-BFGS", chosen.CONTROL}
     return names | {f"{name} (end)" for name in names}
 
 

@@ -16,6 +16,7 @@ import torch
 from l2o.checkpoint import available, find, load_rule, read_card
 from l2o.footprint import memory
 from l2o.rule import CoordinatewiseRule, ModelBasedRule, UpdateRule
+from l2o.rules.sobolev import GradientRule, SobolevRule
 from meta_train.config import TrainConfig
 from meta_train.config_json import from_json
 from meta_train.lasso_card import objective_results
@@ -107,7 +108,7 @@ def _properties(facts: dict[str, Any], rule: UpdateRule, config: TrainConfig | N
         "rule": f"`{facts['rule']}`: {options}",
         "weights": f"{sum(p.numel() for p in rule.parameters()):,} numbers",
     }
-    if isinstance(rule, CoordinatewiseRule):
+    if isinstance(rule, GradientRule):
         lines["state"] = f"{_bytes(rule):.0f} bytes per parameter (Adam: 8), "
         lines["state"] += f"{_bytes(rule, torch.bfloat16):.0f} with `state_dtype=torch.bfloat16`"
     if "imported_from" in training:
@@ -170,7 +171,8 @@ def _limits(
             limits.append(f"**It loses** on *{row['setting']}*: {change:+.0%} against {row['best_classic']}.")
         if int(row["diverged"]):
             limits.append(f"**It diverged** on {row['diverged']} of {row['seeds']} problems of *{row['setting']}*.")
-    if isinstance(rule, CoordinatewiseRule) and (drift := _drift(rule)):
+    coordinates = rule.coordinates if isinstance(rule, SobolevRule) else rule
+    if isinstance(coordinates, CoordinatewiseRule) and (drift := _drift(coordinates)):
         limits.append(f"A parameter whose gradient is zero all the time moves by {drift:.2g} in 100 steps (lr 1).")
     return "\n".join(f"- {text}" for text in (*limits, *facts.get("notes", [])))
 
@@ -183,7 +185,7 @@ def _training_config(facts: dict[str, Any]) -> TrainConfig | None:
         return None
 
 
-def _bytes(rule: CoordinatewiseRule, state_dtype: torch.dtype | None = None) -> float:
+def _bytes(rule: GradientRule, state_dtype: torch.dtype | None = None) -> float:
     return memory(rule, [torch.empty(10**6, device="meta", requires_grad=True)], state_dtype).per_parameter
 
 

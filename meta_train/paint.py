@@ -22,7 +22,7 @@ Optimizer = Literal["learned", "lstm", "adam", "lbfgs"]
 
 LR: dict[Optimizer, float] = {"learned": 1.0, "lstm": 1.0, "adam": 0.02, "lbfgs": 1.0}
 """Default learning rates: as trained, twice; grey scale from 0 to 1 per step; whole quasi-Newton steps."""
-SHIPPED_RULES: dict[Optimizer, str] = {"learned": "scheduled-adam-neural-art", "lstm": "lstm-neural-art"}
+SHIPPED_RULES: dict[Optimizer, str] = {"learned": "sobolev-adam-neural-art", "lstm": "sobolev-lstm-neural-art"}
 """What the learned optimizers are unless another checkpoint is given."""
 TRAINED_SIZE = 64
 """Height and width on which the shipped rules were trained, pixels."""

@@ -62,7 +62,7 @@ def paint_command(
         content: Image to paint, of any kind that Pillow reads; or china, flower.
         style: Image to paint like; or starry_night_google, the_scream, composition_vii (of L2O_DATA), china, flower.
         out: Image to write; its ending says of what kind.
-        optimizer: learned is the rule scheduled-adam-neural-art, lstm lstm-neural-art; adam and lbfgs are torch's.
+        optimizer: learned and lstm are sobolev-adam-neural-art and sobolev-lstm-neural-art; adam and lbfgs torch's.
         size: Shorter side of the painting, pixels; the longer one follows from the content, up to 2048.
         steps: How often loss and gradient are computed; the line search of lbfgs spends its tries from them too.
         style_weight: More for more of the painting, less for more of the photograph.

@@ -28,13 +28,14 @@ class Style(NamedTuple):
 
 
 def method_styles(summary: list[dict[str, str]]) -> dict[str, Style]:
-    """Return the style of every method: learned rules solid with markers, classics dashed, equal in every benchmark."""
+    """Return the style of every method: learned rules solid with markers, all others dashed, equal in every benchmark."""
     kinds = {row["method"]: row["kind"] for row in summary}
-    styles, counts = {}, {"learned": 0, "classic": 0}
+    styles, counts = {}, {True: 0, False: 0}
     for method, kind in kinds.items():
-        index = counts[kind]
-        counts[kind] += 1
-        if kind == "learned":
+        learned = kind == "learned"
+        index = counts[learned]
+        counts[learned] += 1
+        if learned:
             colour = _LEARNED_COLOURS[index % len(_LEARNED_COLOURS)]
             styles[method] = Style(colour, (), _MARKERS[index % len(_MARKERS)], 2.2)
         else:
