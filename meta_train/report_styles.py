@@ -28,7 +28,7 @@ class Style(NamedTuple):
 
 
 def method_styles(summary: list[dict[str, str]]) -> dict[str, Style]:
-    """Return the style of every method: learned rules solid with markers, all others dashed, equal in every benchmark."""
+    """Return the style of every method: learned rules solid with markers, others dashed, equal in every benchmark."""
     kinds = {row["method"]: row["kind"] for row in summary}
     styles, counts = {}, {True: 0, False: 0}
     for method, kind in kinds.items():
