@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from meta_train.hyper_figure import Row, cases, draw
+from meta_train.run_directory import made_on
 
 _AIM = 5.0
 """The implicit hypergradient is to be so many times as fast as unrolling."""
@@ -170,7 +171,7 @@ _SECTIONS = {
 
 
 def _readme(study: dict, sections: dict[str, str]) -> str:
-    environment, config = study["environment"], study["config"]
+    config = study["config"]
     return f"""# hypergradients: what does learning hyperparameters by gradient gain, and what does it cost?
 
 Command: `{study["command"]}`
@@ -220,8 +221,7 @@ x ↦ (x − x*)ᵀA(y − y*) with 20 + 20 variables, singular values from 0.3 
 
 {sections["games"]}
 
-Made on {environment["time"][:10]} at commit {environment["commit"]} with torch {environment["packages"]["torch"]},
-{environment["machine"]["cpu"]}, {environment["threads"]} threads.
+{made_on(study["environment"])}
 """
 
 
