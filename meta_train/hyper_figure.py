@@ -37,7 +37,7 @@ def draw(summary: list[Row], curves: list[Row], path: Path) -> None:
     for letter, axis in zip("abcdefgh", axes.flat, strict=True):
         axis.set_title(f"{letter}. {axis.get_title()}", fontsize=11)
         axis.grid(which="major", alpha=0.3)
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(frameon=False, fontsize=8, loc="lower left" if letter == "b" else "best")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -72,6 +72,7 @@ def _draw_speed(axis: Axes, summary: list[Row]) -> None:
             axis.loglog(seconds, errors, color=colour, marker=marker, fillstyle=filled, label=f"{name}, {case}",
                         linestyle="-" if filled == "full" else ":")  # fmt: skip
     axis.set(xlabel="CPU seconds", ylabel="relative error of the hypergradient")
+    axis.set_ylim(bottom=axis.get_ylim()[0] * 1e-5)  # room for the legend
     axis.set_title("What a hypergradient costs")
 
 

@@ -20,8 +20,8 @@ import l2o
 from meta_train.hyper_speed import exact_hypergradient
 from tasks.logistic import LogisticRegression
 
-LAST = 20
-"""Steps of the truncated gradient."""
+LAST = 10
+"""Steps of the truncated gradient, no more than the fewest iterations that are measured."""
 MODES: dict[str, dict[str, Any]] = {
     "implicit": {"gradient": "implicit", "on_failure": "ignore"},  # after few iterations it is wrong, and told so
     f"truncated, last {LAST}": {"gradient": "truncated", "last": LAST},

@@ -112,7 +112,7 @@ def _memory(rows: list[Row]) -> str:
     verdicts = []
     for method in dict.fromkeys(row["method"] for row in rows):
         held, errors = (_measured(rows, "logistic", method, quantity) for quantity in ("peak_bytes", "error"))
-        cells = [f"{size / 1e6:,.3f} MB, error {error:.0e}" for size, error in zip(held, errors, strict=True)]
+        cells = [f"{size / 1e6:,.3f} MB, error {error:.1e}" for size, error in zip(held, errors, strict=True)]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
         verdicts.append(_memory_verdict(method, counts, held))
     return "\n".join([*verdicts, "", *lines])
@@ -197,10 +197,10 @@ not. The implicit gradient solves the lower level from 0 by Newton's method and 
 {sections["speed"]}
 
 ## What a hypergradient holds in memory
-{config["memory_rows"]} rows, {config["memory_features"]} features, decay 10⁻³, float64: gradient descent with step 1/L
-from 0, and the hypergradient by every mode of `l2o.fixed_point`. Memory: the most bytes that tensors held at once,
-forward and backward, beyond the problem's own. Error: against the hypergradient by a dense Hessian; the implicit
-gradient is told to go on (`on_failure="ignore"`) where the iteration has not converged, which it would refuse.
+{config["memory_rows"]} rows, {config["memory_features"]} features, decay 10⁻³, float64: gradient descent with step 1/L from 0,
+and the hypergradient by every mode of `l2o.fixed_point`. Memory: the most bytes that tensors held at once, forward and
+backward, beyond the problem's own. Error: against the hypergradient by a dense Hessian; the implicit gradient is told
+to go on (`on_failure="ignore"`) where the iteration has not converged, which it would refuse.
 
 {sections["memory"]}
 
