@@ -198,9 +198,10 @@ not. The implicit gradient solves the lower level from 0 by Newton's method and 
 
 ## What a hypergradient holds in memory
 {config["memory_rows"]} rows, {config["memory_features"]} features, decay 10⁻³, float64: gradient
-descent with step 1/L from 0, and the hypergradient by every mode of `l2o.fixed_point`. Memory: the most bytes that tensors held at once, forward and
-backward, beyond the problem's own. Error: against the hypergradient by a dense Hessian; the implicit gradient is told
-to go on (`on_failure="ignore"`) where the iteration has not converged, which it would refuse.
+descent with step 1/L from 0, and the hypergradient by every mode of `l2o.fixed_point`. Memory: the most bytes that
+tensors held at once, forward and backward, beyond the problem's own. Error: against the hypergradient by a dense
+Hessian; the implicit gradient is told to go on (`on_failure="ignore"`) where the iteration has not converged, which
+it would refuse.
 
 {sections["memory"]}
 
