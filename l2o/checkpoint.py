@@ -157,11 +157,15 @@ def find(source: str | os.PathLike) -> Path:
     # `.old` is what a kill in the middle of `save_rule` leaves behind.
     beside = [path.with_name(path.name + ".old")] if path.name else []
     inside = [path / "checkpoints" / name for name in ("best", "best.old", "last", "last.old")]
-    for candidate in (path, *beside, *inside):
-        if (candidate / "rule.json").is_file():
-            return candidate
-    what = "has no rule.json and no checkpoints/best" if path.is_dir() else "is not a directory"
-    raise CheckpointError(f"no checkpoint at {source}: it {what}, and the shipped names are {available()}")
+    try:
+        for candidate in (path, *beside, *inside):
+            if (candidate / "rule.json").is_file():
+                return candidate
+        what = "has no rule.json and no checkpoints/best" if path.is_dir() else "is not a directory"
+    except OSError as error:  # a name that is too long, a directory that may not be read
+        what = f"cannot be looked up ({error.strerror})"
+    shown = str(source) if len(str(source)) <= 300 else f"{str(source)[:100]}… ({len(str(source)):,} characters)"
+    raise CheckpointError(f"no checkpoint at {shown}: it {what}, and the shipped names are {available()}")
 
 
 def read_card(directory: Path) -> dict[str, Any]:

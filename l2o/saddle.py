@@ -60,7 +60,7 @@ def extragradient(field: Field, step_size: float | Tensor) -> Callable[[Saddle],
     """Return z ↦ z − η V(z − η V(z)); it converges where V is monotone with Lipschitz bound below 1 / η.
 
     Args:
-        step_size: η, the reciprocal of V's unit per unit of z.
+        step_size: as for `descent_ascent`.
 
     Raises:
         ValueError: if η is not positive.

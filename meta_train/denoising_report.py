@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from meta_train.denoising_figure import draw
+from meta_train.run_directory import made_on
 
 Row = dict[str, str]
 TABLES = ("hypergradients", "learning", "grid", "summary", "training", "predictor")
@@ -108,10 +109,9 @@ def _hypergradients(rows: list[Row]) -> str:
 
 
 def _readme(facts: dict[str, Any], tables: dict[str, list[Row]]) -> str:
-    settings, environment = facts["settings"], facts["environment"]
+    settings = facts["settings"]
     level = f"{255 * settings['sigma']:.0f}"
     pictures = ", ".join(f"{name} {value:.2f} dB" for name, value in facts["pictures"].items())
-    where = ", ".join(f"{key} {value}" for key, value in environment.items())
     return f"""# denoising: Is a λ learned by hypergradients as good as the best one, and can a network predict it?
 
 Command: `{facts["command"]}` ({facts["cpu_s"]:.0f} CPU s)
@@ -146,7 +146,7 @@ Mean of two crops of 12×12 pixels, float64.
 
 {_method(settings, facts["float32_error_db"])}
 
-Environment: {where}
+{made_on(facts["environment"])}
 """
 
 

@@ -91,7 +91,8 @@ def run_denoising(out: Path, command: str, settings: Settings) -> None:
         DataError: if images are missing or damaged.
     """
     images = {name: load_images(name) for name in (settings.train, *settings.tests)}  # what is missing is said first
-    begun, tables, facts = time.process_time(), {}, {}
+    environment = describe_environment()  # before the first file makes the checkout differ from its commit
+    begun, tables, facts = time.process_time(), {}, {"environment": environment}
     with tqdm(total=5, unit="part", disable=None) as bar:
         for part in (_check_gradients, _learn_one_level, _learn_many_levels, _check_precision, _save_pictures):
             bar.set_description_str(part.__name__.strip("_").replace("_", " "))
@@ -101,7 +102,7 @@ def run_denoising(out: Path, command: str, settings: Settings) -> None:
     for name, rows in tables.items():
         _write_csv(out / f"{name}.csv", rows)
     facts |= {"cpu_s": time.process_time() - begun, "settings": asdict(settings), "command": command}
-    facts |= {"directory": str(out), "environment": describe_environment()}
+    facts["directory"] = str(out)
     (out / "study.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from meta_train.estimator_figure import LABELS, OUTSIDE, Row, draw, runs, trained
+from meta_train.run_directory import made_on
 
 
 def write_estimator_report(directory: Path) -> str:
@@ -126,7 +127,7 @@ def _cost_to_succeed(facts: dict, curves: list[Row], name: str, length: int) -> 
 
 
 def _readme(study: dict, tables: dict[str, list[Row]], markdown: dict[str, str]) -> str:
-    environment, parts = study["environment"], []
+    parts = []
     for name, facts in study["problems"].items():
         summary, curves = (_of(tables[table], name) for table in ("summary", "curves"))
         verdict = _verdict(study["particles"], facts, summary, curves)
@@ -156,8 +157,7 @@ the θ passed during a trajectory. The outer step size is proportional to K, so 
 whatever K is: on influence balancing, at a step size of 0.002, with which they train at K = 20, PES and NRES diverge at
 K = 1 (a test repeats it), for particles lag behind a θ that moves far within their trajectory.
 
-Made on {environment["time"][:10]} at commit {environment["commit"]} with torch {environment["packages"]["torch"]},
-{environment["machine"]["cpu"]}, {environment["threads"]} threads.
+{made_on(study["environment"])}
 """
 
 

@@ -1,4 +1,4 @@
-"""The figure of `hyper_report`: six panels, one for each question."""
+"""The figure of `hyper_report`: eight panels, one or two for each question."""
 
 from pathlib import Path
 
@@ -20,21 +20,24 @@ _FITS = {
     "grid": (_RED, "-."),
     "learned, one a degree": (_BLUE, "-"),
 }
+_MODES = ((_BLUE, "o", "-"), (_GREEN, "v", "--"), (_GREY, "D", "-."), (_BLACK, "s", ":"))
+"""Implicit, truncated, one step, unrolled."""
 _GAMES = {"descent–ascent": (_RED, "--"), "extragradient": (_BLUE, "-")}
 
 
 def draw(summary: list[Row], curves: list[Row], path: Path) -> None:
     """Draw all panels into one PNG."""
-    figure, axes = plt.subplots(2, 3, figsize=(15, 8.6), layout="constrained")
+    figure, axes = plt.subplots(2, 4, figsize=(20, 8.6), layout="constrained")
     _draw_logistic(axes[0, 0], [row for row in curves if row["part"] == "logistic"])
     _draw_speed(axes[0, 1], [row for row in summary if row["part"] == "speed"])
     _draw_fits(axes[0, 2], [row for row in curves if row["part"] == "polynomial"])
     _draw_times(axes[1, 0], axes[1, 1], [row for row in summary if row["part"] == "flow"], curves)
     _draw_games(axes[1, 2], [row for row in curves if row["part"] == "games"])
-    for letter, axis in zip("abcdef", axes.flat, strict=True):
+    _draw_memory(axes[0, 3], axes[1, 3], [row for row in summary if row["part"] == "memory"])
+    for letter, axis in zip("abcdefgh", axes.flat, strict=True):
         axis.set_title(f"{letter}. {axis.get_title()}", fontsize=11)
         axis.grid(which="major", alpha=0.3)
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(frameon=False, fontsize=8, loc="lower left" if letter == "b" else "best")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -69,6 +72,7 @@ def _draw_speed(axis: Axes, summary: list[Row]) -> None:
             axis.loglog(seconds, errors, color=colour, marker=marker, fillstyle=filled, label=f"{name}, {case}",
                         linestyle="-" if filled == "full" else ":")  # fmt: skip
     axis.set(xlabel="CPU seconds", ylabel="relative error of the hypergradient")
+    axis.set_ylim(bottom=axis.get_ylim()[0] * 1e-5)  # room for the legend
     axis.set_title("What a hypergradient costs")
 
 
@@ -107,3 +111,15 @@ def _draw_games(axis: Axes, curves: list[Row]) -> None:
         axis.semilogy(*line(curves, case, name), color=colour, linestyle=dashes, linewidth=1.8, label=name)
     axis.set(xlabel="steps", ylabel="distance to the saddle point", ylim=(1e-4, 1e6))
     axis.set_title("A bilinear game")
+
+
+def _draw_memory(held: Axes, wrong: Axes, summary: list[Row]) -> None:
+    for method, (colour, marker, dashes) in zip(dict.fromkeys(row["method"] for row in summary), _MODES, strict=True):
+        for axis, quantity, unit in ((held, "peak_bytes", 1e6), (wrong, "error", 1.0)):
+            rows = [row for row in summary if (row["method"], row["quantity"]) == (method, quantity)]
+            counts, values = [int(row["setting"]) for row in rows], [float(row["mean"]) / unit for row in rows]
+            axis.loglog(counts, values, color=colour, marker=marker, linestyle=dashes, label=method)
+    held.set(xlabel="iterations", ylabel="peak of living tensors, MB")
+    held.set_title("What a hypergradient holds in memory")
+    wrong.set(xlabel="iterations", ylabel="relative error of the hypergradient")
+    wrong.set_title("… and how far it is off")

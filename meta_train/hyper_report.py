@@ -5,11 +5,14 @@ import json
 from pathlib import Path
 
 from meta_train.hyper_figure import Row, cases, draw
+from meta_train.run_directory import made_on
 
 _AIM = 5.0
 """The implicit hypergradient is to be so many times as fast as unrolling."""
 _NEAR = 0.1
 """The learned stopping time may cost so many dB against the best one."""
+_LEVEL = 1.5
+"""Memory that grows by at most this factor counts as independent of the number of iterations."""
 
 
 def write_hyper_report(directory: Path) -> str:
@@ -99,6 +102,30 @@ def _speed_verdict(rows: list[Row], case: str, method: str, target: float) -> st
     return f"{lead}takes {times:.1f} times as long to be within {target:.1e} (aim: {_AIM:g}, {word})."
 
 
+def _memory(rows: list[Row]) -> str:
+    """Bytes and error by mode and number of iterations."""
+    counts = list(dict.fromkeys(row["setting"] for row in rows))
+    lines = [
+        "| iterations | " + " | ".join(f"{int(count):,}" for count in counts) + " |",
+        "|---" * (len(counts) + 1) + "|",
+    ]
+    verdicts = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        held, errors = (_measured(rows, "logistic", method, quantity) for quantity in ("peak_bytes", "error"))
+        cells = [f"{size / 1e6:,.3f} MB, error {error:.1e}" for size, error in zip(held, errors, strict=True)]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        verdicts.append(_memory_verdict(method, counts, held))
+    return "\n".join([*verdicts, "", *lines])
+
+
+def _memory_verdict(method: str, counts: list[str], held: list[float]) -> str:
+    times, word = max(held) / min(held), "independent of"
+    if times > _LEVEL:
+        word = "grows with"
+    ends = f"between {int(counts[0]):,} and {int(counts[-1]):,} of them"
+    return f"- *{method}*: memory {word} the number of iterations (a factor of {times:.2f} {ends})."
+
+
 def _polynomial(rows: list[Row]) -> str:
     lines = ["| regularisation | mean λ | validation rms error | test rms error |", "|---|---|---|---|"]
     for method in dict.fromkeys(row["method"] for row in rows):
@@ -133,17 +160,24 @@ def _games(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-_SECTIONS = {"logistic": _logistic, "speed": _speed, "polynomial": _polynomial, "flow": _flow, "games": _games}
+_SECTIONS = {
+    "logistic": _logistic,
+    "speed": _speed,
+    "memory": _memory,
+    "polynomial": _polynomial,
+    "flow": _flow,
+    "games": _games,
+}
 
 
 def _readme(study: dict, sections: dict[str, str]) -> str:
-    environment, config = study["environment"], study["config"]
+    config = study["config"]
     return f"""# hypergradients: what does learning hyperparameters by gradient gain, and what does it cost?
 
 Command: `{study["command"]}`
 (rebuild this page and the figure from the CSV files: `l2o hypergradients --rebuild --out {study["directory"]}`)
 
-![six panels](hypergradients.png)
+![eight panels](hypergradients.png)
 
 ## A weight decay for every feature
 Logistic regression, {config["repeats"]} draws of rows each, mean ± standard error over them. *Single*: the best of 33
@@ -162,6 +196,15 @@ not. The implicit gradient solves the lower level from 0 by Newton's method and 
 
 {sections["speed"]}
 
+## What a hypergradient holds in memory
+{config["memory_rows"]} rows, {config["memory_features"]} features, decay 10⁻³, float64: gradient
+descent with step 1/L from 0, and the hypergradient by every mode of `l2o.fixed_point`. Memory: the most bytes that
+tensors held at once, forward and backward, beyond the problem's own. Error: against the hypergradient by a dense
+Hessian; the implicit gradient is told to go on (`on_failure="ignore"`) where the iteration has not converged, which
+it would refuse.
+
+{sections["memory"]}
+
 ## Too little, too much and learned regularisation
 A polynomial of degree 15 on 20 noisy points, 40 more to validate; test points have no noise.
 
@@ -179,8 +222,7 @@ x ↦ (x − x*)ᵀA(y − y*) with 20 + 20 variables, singular values from 0.3 
 
 {sections["games"]}
 
-Made on {environment["time"][:10]} at commit {environment["commit"]} with torch {environment["packages"]["torch"]},
-{environment["machine"]["cpu"]}, {environment["threads"]} threads.
+{made_on(study["environment"])}
 """
 
 

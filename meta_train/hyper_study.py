@@ -18,6 +18,7 @@ import l2o
 from l2o.saddle import Saddle, descent_ascent, extragradient, gradient_field
 from meta_train.hyper_flow import FlowConfig, noisy_crops, optimality, psnr, psnr_by_time, train
 from meta_train.hyper_logistic import Fit, learn_decays, refit, search_single
+from meta_train.hyper_memory import held_by_mode
 from meta_train.hyper_polynomial import all_fits
 from meta_train.hyper_speed import race
 from meta_train.run_directory import describe_environment
@@ -51,6 +52,10 @@ class HyperConfig:
         (0.6, (200, 800), (100, 200, 400, 600, 800, 1000)),
     )
     """Correlation of neighbouring features, and how many steps of plain and of accelerated descent are tried."""
+    memory_rows: int = 500
+    memory_features: int = 100
+    memory_iterations: tuple[int, ...] = (10, 100, 1000, 10_000)
+    """After which the memory of every gradient mode is measured."""
     polynomial_steps: int = 200
     flow_steps: int = 300
     flow_tests: int = 48
@@ -95,15 +100,16 @@ def run_hyper(config: HyperConfig, out: Path, command: str) -> None:
         DataError: if the crops need a file that is missing.
     """
     noisy_crops(config.source, "test", 1, 8, 0.0, torch.Generator())  # a missing file is told before the long part
+    facts = {"command": command, "directory": str(out), "config": asdict(config)}
+    facts["environment"] = describe_environment()  # before the first file makes the checkout differ from its commit
     out.mkdir(parents=True, exist_ok=True)
     rows, points = [], []
-    for part in tqdm((games, polynomial, flow, speed, logistic), unit="part", disable=None):
+    for part in tqdm((games, polynomial, flow, speed, memory, logistic), unit="part", disable=None):
         new_rows, new_points = part(config)
         rows, points = rows + new_rows, points + new_points
         _write(out / "summary.csv", Row._fields, rows)  # a study that is stopped leaves the parts that are done
         _write(out / "curves.csv", Point._fields, points)
-    facts = {"command": command, "directory": str(out), "config": asdict(config)}
-    (out / "study.json").write_text(json.dumps(facts | {"environment": describe_environment()}, indent=2) + "\n")
+    (out / "study.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def logistic(config: HyperConfig) -> Part:
@@ -161,6 +167,17 @@ def speed(config: HyperConfig) -> Part:
         for one in race(problem, log_decay, SPEED_TOLERANCES, counts):
             cell = "speed", f"correlation {correlation:g}", one.method, f"{one.setting:g}"
             rows += [Row(*cell, "error", one.error), Row(*cell, "cpu_s", one.cpu_s)]
+    return rows, []
+
+
+def memory(config: HyperConfig) -> Part:
+    """Bytes that every gradient mode holds, and its error, by the number of iterations."""
+    sizes, features = (config.memory_rows, config.memory_rows // 2, 1, 1), config.memory_features
+    problem = mostly_noise(sizes, features // 20, features - features // 20, torch.Generator().manual_seed(0))
+    log_decay, rows = torch.full((features,), math.log(1e-3), dtype=torch.float64), []
+    for held in held_by_mode(problem, log_decay, config.memory_iterations):
+        cell = "memory", "logistic", held.mode, str(held.iterations)
+        rows += [Row(*cell, "peak_bytes", held.peak), Row(*cell, "error", held.error)]
     return rows, []
 
 

@@ -42,6 +42,7 @@ def run_lasso(checkpoints: Sequence[str], out: Path, command: str) -> None:
         raise ValueError("lasso-objective trains its own rules; remove its rules/ to train them anew")
     keep_memory()
     torch.set_num_threads(1)
+    environment = describe_environment()  # before the first file makes the checkout differ from its commit
     out.mkdir(parents=True, exist_ok=True)
     rules = {setting: trained(setting, out / "rules") for setting in SETTINGS}
     admm, tried = {}, []
@@ -56,7 +57,8 @@ def run_lasso(checkpoints: Sequence[str], out: Path, command: str) -> None:
         print(tables["unseen"][-1], flush=True)
     for name, rows in tables.items():
         _write_csv(out / f"{name}.csv", rows)
-    (out / "lasso.json").write_text(json.dumps(_facts(command, raced, admm), indent=2) + "\n")
+    facts = _facts(command, raced, admm) | {"environment": environment}
+    (out / "lasso.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def _facts(command: str, raced: dict[str, tuple[float, list[str]]], admm: dict[str, ADMMConfig]) -> Row:
@@ -70,7 +72,7 @@ def _facts(command: str, raced: dict[str, tuple[float, list[str]]], admm: dict[s
     }
     facts["admm"] = {name: {"rho": config.rho, "relaxation": config.relaxation} for name, config in admm.items()}
     facts["unseen"] = {name: str(family) for name, family in UNSEEN.items()}
-    return facts | {"environment": describe_environment()}
+    return facts
 
 
 def _race_all(

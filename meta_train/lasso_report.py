@@ -23,6 +23,7 @@ from meta_train.lasso_settings import (  # noqa: E402
     UNSEEN_CODES,
 )
 from meta_train.report_styles import LIGHT  # noqa: E402
+from meta_train.run_directory import made_on  # noqa: E402
 
 Row = dict[str, str]
 
@@ -137,7 +138,6 @@ def _verdict(summary: list[Row], unseen: list[Row]) -> str:
 def _readme(facts: dict, tables: str, verdict: str) -> str:
     commands = "\n".join(f"    l2o train sparse {options}" for options in facts["training"].values())
     gaps = ", ".join(f"{name}: {gap:.0e}" for name, gap in facts["gaps"].items())
-    environment = facts["environment"]
     names = ", ".join(facts.get("missing", ()))
     missing = f" Left out, for they were not installed (`pip install 'l2o[solvers]'`): {names}." if names else ""
     return f"""# lasso-objective: How fast does a learned rule minimise ½‖Ax − b‖² + λ‖x‖₁, and does it always?
@@ -182,8 +182,7 @@ on codes drawn from other seeds, once for each λ; the rules lie in `rules/`, an
 glibc is told to keep freed memory (mallopt: trim threshold 1e9, mmap threshold 32 MB): tensors of 2 MB that are fetched
 from the kernel anew make an elementwise operation up to 17 times slower, for every method.
 
-Made on {environment["time"][:10]} at commit {environment["commit"]} with torch {environment["packages"]["torch"]},
-{environment["machine"]["cpu"]}, {environment["threads"]} thread.
+{made_on(facts["environment"])}
 """
 
 

@@ -61,6 +61,7 @@ def run_recovery(checkpoints: Sequence[str], out: Path, command: str) -> None:
         DataError: if the published matrix and codes are not there.
     """
     learned = _entries(checkpoints)
+    environment = describe_environment()  # before the first file makes the checkout differ from its commit
     out.mkdir(parents=True, exist_ok=True)
     summary, curves = [], []
     for setting, family in SETTINGS.items():
@@ -79,7 +80,7 @@ def run_recovery(checkpoints: Sequence[str], out: Path, command: str) -> None:
         "steps": STEPS,
         "long": LONG,
     }
-    facts |= {"tuning_problems": TUNING_PROBLEMS, "command": command, "environment": describe_environment()}
+    facts |= {"tuning_problems": TUNING_PROBLEMS, "command": command, "environment": environment}
     (out / "recovery.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from meta_train.recovery_figure import draw_recovery
+from meta_train.run_directory import made_on
 
 Row = dict[str, str]
 
@@ -107,7 +108,6 @@ def _readme(facts: dict, summary: list[Row], tables: str) -> str:
         f"    {row['training']}" for row in summary if row["kind"] == "learned" and row["training"]
     )
     problems, steps = facts["problems"], facts["steps"]
-    environment = ", ".join(f"{name} {value}" for name, value in facts["environment"].items() if name != "command")
     return f"""# sparse-recovery: Which rule finds a sparse code from half as many measurements in {steps} steps?
 
     {facts["command"]}
@@ -134,7 +134,7 @@ factorisation is in its time. Condat–Vũ has λ‖x‖₁ split off as h(Kx) w
 Where several recipes of a rule were tried, the one with the lowest final loss on *outer_valid* was kept, not the one
 that does best in the tables above; the card of a shipped rule tells what was tried.
 
-Environment: {environment}.
+{made_on(facts["environment"])}
 """
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from meta_train.report_figure import draw_curves
 from meta_train.report_results import Row, best_classic, naming, read_results, rows_of, score, standard_error
+from meta_train.run_directory import made_on
 
 
 def write_report(directory: Path) -> str:
@@ -62,7 +63,6 @@ def _table(setting: str, rows: list[Row]) -> str:
 
 
 def _readme(protocol: dict[str, Any], summary: list[Row], table: str) -> str:
-    environment = protocol["environment"]
     tried = [int(row["lrs_tried"]) for row in summary if int(row["lrs_tried"])]
     verdicts = "\n".join(verdict(setting, rows_of(summary, setting)) for setting in protocol["settings"])
     directory = protocol.get("directory", f"results/{protocol['name']}")
@@ -96,8 +96,7 @@ lr 1. Lines are means; bands, of learned rules and the best classic alone, the q
 Settings:
 {settings}
 
-Made on {environment["time"][:10]} at commit {environment["commit"]} with torch {environment["packages"]["torch"]},
-{environment["machine"]["cpu"]}, {environment["threads"]} threads.
+{made_on(protocol["environment"])}
 """
 
 

@@ -160,6 +160,21 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
+def made_on(environment: dict[str, Any]) -> str:
+    """Return the lines of a report that say when, from which commit and where its numbers come.
+
+    Args:
+        environment: what `describe_environment` returned before the first file of the report was written; later the
+            checkout differs from its commit by the report itself.
+    """
+    machine, threads = environment["machine"], environment["threads"]
+    return (
+        f"Made on {environment['time'][:10]} at commit {environment['commit']} with torch "
+        f"{environment['packages']['torch']},\n"
+        f"{machine['cpu']}, {machine['cores']} cores, {threads} thread{'' if threads == 1 else 's'}."
+    )
+
+
 def changes_since(then: dict[str, Any]) -> list[str]:
     """Return what is no longer as `describe_environment` once said, of all that decides the last bits of a result."""
     now, changes = describe_environment(), []

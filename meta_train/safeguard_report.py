@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend must be chosen first)
 
+from meta_train.run_directory import made_on  # noqa: E402
 from meta_train.safeguard_seen import SEEN, TUNING  # noqa: E402
 
 _STYLES: dict[str, dict[str, Any]] = {
@@ -164,7 +165,6 @@ def _picture(rule: str) -> str:
 
 
 def _readme(study: dict, ends: dict[str, list[Ends]], tables: str) -> str:
-    environment = study["environment"]
     pictures = "\n\n".join(f"![curves with {rule}]({_picture(rule)})" for rule in ends)
     verdict = "\n".join(_verdict(rule, rows) for rule, rows in ends.items())
     return f"""# safeguard: does the guard keep a learned rule's gains and take away its failures on foreign networks?
@@ -203,8 +203,7 @@ The audition costs {study["audition"]} of the {study["steps"]} steps, whoever wi
 What the boost means: on these small networks 0.001 is a slow learning rate, so that an Adam with more catches up within
 the {study["steps"]} steps. The column *boosted Adam* shows what that does without any learned rule.
 
-Made on {environment["time"][:10]} at commit {environment["commit"]} with torch {environment["packages"]["torch"]},
-{environment["machine"]["cpu"]}, {environment["threads"]} threads.
+{made_on(study["environment"])}
 """
 
 

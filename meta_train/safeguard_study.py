@@ -59,6 +59,7 @@ def run_safeguard(checkpoints: Sequence[str], out: Path, command: str) -> None:
     """
     sources = tuple(checkpoints) or RULES
     rules = {source: l2o.load_rule(source) for source in sources}
+    environment = describe_environment()  # before the first file makes the checkout differ from its commit
     out.mkdir(parents=True, exist_ok=True)
     summary, curves = [], []
     with tqdm(total=len(HELD_OUT) * (2 + 2 * len(rules)), unit="optimizee", disable=None) as bar:
@@ -74,7 +75,7 @@ def run_safeguard(checkpoints: Sequence[str], out: Path, command: str) -> None:
     _write_csv(out / "curves.csv", curves)
     facts = {"rules": sources, "steps": STEPS, "seeds": SEEDS, "batch": BATCH, "last": LAST, "guard": repr(Guard())}
     facts |= {"boosted_lr": Guard().boost * Guard().lr, "audition": Guard().audition}
-    origin = {"command": command, "directory": str(out), "environment": describe_environment()}
+    origin = {"command": command, "directory": str(out), "environment": environment}
     (out / "study.json").write_text(json.dumps(facts | origin, indent=2) + "\n")
 
 

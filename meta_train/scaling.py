@@ -26,7 +26,7 @@ import tyro
 from l2o.rules import CoordinatewiseLSTM, LSTMConfig
 from meta_train.distributed import Ranks, default_threads, join_ranks
 from meta_train.estimators import MetaLoss, Recorded
-from meta_train.run_directory import describe_environment
+from meta_train.run_directory import describe_environment, made_on
 from meta_train.sharding import Sharded, share
 from tasks import MLP
 from tasks.task import TaskFamily
@@ -153,6 +153,7 @@ def _note(name: str, n_tasks: int, costs: dict[str, float]) -> str:
 def _write(
     out: Path, rows: list[dict[str, object]], notes: list[str], n_ranks: int, threads: int, repeats: int
 ) -> None:
+    environment = describe_environment()  # before the first file makes the checkout differ from its commit
     out.mkdir(parents=True, exist_ok=True)
     with (out / "summary.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
@@ -161,7 +162,7 @@ def _write(
     columns = ("workload", "tasks", "ranks", "predicted_ms", "predicted_speedup", "measured_ms", "measured_speedup")
     lines = ["| " + " | ".join(column.replace("_", " ") for column in columns) + " |", "|---" * len(columns) + "|"]
     lines += ["| " + " | ".join(str(row[column]) for column in columns) + " |" for row in rows]
-    table, parts_of_all, environment = "\n".join(lines), "\n".join(notes), describe_environment()
+    table, parts_of_all = "\n".join(lines), "\n".join(notes)
     (out / "README.md").write_text(f"""# distributed: what does an outer step cost on R ranks?
 
 Command: `torchrun --standalone --nproc-per-node {n_ranks} -m meta_train.scaling --out {out}`
@@ -180,8 +181,7 @@ Parts (wall time, medians of {repeats}, {threads} thread(s) a rank):
 window without tasks, and Adam; *reduce*: all-reduce of meta-gradient and stop flag between two ranks on one host. On
 several hosts, put in the time that an all-reduce of 20 kB takes on the network between them.
 
-Made on {environment["time"][:10]} at commit {environment["commit"]} with torch {environment["packages"]["torch"]},
-{environment["machine"]["cpu"]}, {environment["machine"]["cores"]} cores.
+{made_on(environment)}
 """)
 
 

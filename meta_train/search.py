@@ -177,7 +177,7 @@ def _score(config: TrainConfig, rule: UpdateRule, weights: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "search"))
     losses = evaluate(rule, config.task, config.valid_tasks, config.horizon + 1, "outer_valid", generator).double()
     steps = config.meta_loss.weights(0, config.horizon, config.horizon).double()
-    return torch.tensordot(steps, losses[1:], 1).mean().nan_to_num(torch.inf, posinf=torch.inf)
+    return torch.tensordot(steps, config.meta_loss.of(losses[1:]), 1).mean().nan_to_num(torch.inf, posinf=torch.inf)
 
 
 def _save(run: RunDirectory, rule: UpdateRule, progress: _Progress, command: str, facts: dict[str, Any]) -> None:

@@ -183,6 +183,14 @@ def test_missing_directory_names_what_there_is(tmp_path):
         load("lstm-unknown", [torch.nn.Parameter(torch.zeros(1))])
 
 
+def test_a_name_too_long_for_a_path_is_no_checkpoint_either():
+    message = (
+        r"no checkpoint at (mine){25}… \(5,000 characters\): it cannot be looked up \(File name too long\), and the"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        load("mine" * 1250, [torch.nn.Parameter(torch.zeros(1))])
+
+
 @pytest.mark.parametrize("content", ["", "{", "rule: lstm", '{"rule": "lstm"', "\x00\x01"])
 def test_card_that_is_not_json(saved, content):
     (saved / "rule.json").write_text(content)

@@ -54,7 +54,7 @@ def write_benchmark(directory: Path, name: str = "made-up") -> Path:
         "command": f"l2o benchmark {name}", "directory": f"results/{name}",
         "environment": {
             "time": "2026-01-02T03:04:05+00:00", "commit": "abc1234", "packages": {"torch": "2.13.0"},
-            "machine": {"cpu": "some CPU"}, "threads": 1,
+            "machine": {"cpu": "some CPU", "cores": 2}, "threads": 1,
         },
     }  # fmt: skip
     (directory / "protocol.json").write_text(json.dumps(facts))

@@ -4,10 +4,12 @@ import csv
 import json
 
 import pytest
+import torch
 
 from meta_train.cli import main
+from meta_train.hyper_memory import with_peak
 from meta_train.hyper_report import speed_up, value, write_hyper_report
-from meta_train.hyper_study import HyperConfig, Row, run_hyper
+from meta_train.hyper_study import HyperConfig, Row, games, run_hyper
 
 TINY = HyperConfig(
     repeats=2,
@@ -15,6 +17,9 @@ TINY = HyperConfig(
     speed_rows=60,
     speed_features=20,
     speed_cases=((0.0, (5,), (5, 400)),),
+    memory_rows=400,
+    memory_features=20,
+    memory_iterations=(10, 100, 1000),
     polynomial_steps=5,
     flow_steps=3,
     flow_tests=1,
@@ -47,8 +52,15 @@ def test_the_report_of_a_study_has_all_sections_and_the_figure(study):
     tables = write_hyper_report(study)
     readme = (study / "README.md").read_text()
     assert tables.split("\n")[0] in readme and (study / "hypergradients.png").stat().st_size > 30_000
-    assert {row["part"] for row in read(study)} == {"logistic", "speed", "polynomial", "flow", "games"}
-    for title in ("A weight decay", "What a hypergradient costs", "Too little", "When to stop", "Min–max"):
+    assert {row["part"] for row in read(study)} == {"logistic", "speed", "memory", "polynomial", "flow", "games"}
+    for title in (
+        "A weight decay",
+        "What a hypergradient costs",
+        "What a hypergradient holds",
+        "Too little",
+        "When to stop",
+        "Min–max",
+    ):
         assert f"## {title}" in readme
 
 
@@ -70,6 +82,47 @@ def test_the_verdict_on_speed_compares_times_at_equal_accuracy():
     rows += measured("unrolled, accelerated", "50", 1e-3, 3.0)
     assert speed_up(rows, "c", "unrolled") == pytest.approx(8.0)
     assert speed_up(rows, "c", "unrolled, accelerated") is None
+
+
+def test_only_unrolling_takes_memory_that_grows_with_the_number_of_iterations(study):
+    rows = [row for row in read(study) if row["part"] == "memory"]
+    held = lambda mode, count: value(rows, "logistic", mode, "peak_bytes", count)  # noqa: E731
+    assert held("implicit", "1000") <= 1.5 * held("implicit", "10")  # GMRES keeps a few vectors more or less
+    assert held("one step", "1000") == held("one step", "10")
+    assert held("truncated, last 10", "1000") == held("truncated, last 10", "100")
+    assert held("unrolled", "1000") > 9 * held("unrolled", "100")
+    write_hyper_report(study)
+    readme = (study / "README.md").read_text()
+    for mode in ("implicit", "one step", "truncated, last 10"):
+        assert f"- *{mode}*: memory independent of the number" in readme
+    assert "- *unrolled*: memory grows with the number" in readme
+
+
+def test_all_modes_but_the_biased_ones_come_to_the_exact_hypergradient(study):
+    rows = [row for row in read(study) if row["part"] == "memory"]
+    error = lambda mode: value(rows, "logistic", mode, "error", "1000")  # noqa: E731
+    assert max(error("implicit"), error("unrolled")) < 1e-4 < 0.1 < error("one step")
+
+
+def test_the_peak_of_a_chain_is_what_its_backward_pass_keeps(float64):
+    def chain(function, length=100):
+        first = torch.ones(1000, requires_grad=True)
+        last = first
+        for _ in range(length):
+            last = function(last)
+        return torch.autograd.grad(last.sum(), first)[0]
+
+    numbers = {"sin": 103, "add": 3}  # sin keeps every argument; then the gradient before and after a step
+    assert with_peak(lambda: chain(torch.sin))[1] // 8000 == numbers["sin"]
+    assert with_peak(lambda: chain(lambda u: u + 1))[1] // 8000 == numbers["add"]
+    assert torch.equal(with_peak(lambda: chain(torch.sin))[0], chain(torch.sin))
+
+
+def test_the_stamp_is_taken_before_the_first_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("meta_train.hyper_study.describe_environment", lambda: {"files": len(list(tmp_path.iterdir()))})
+    monkeypatch.setattr("meta_train.hyper_study.tqdm", lambda parts, **options: (games,))
+    run_hyper(TINY, tmp_path, "l2o hypergradients")
+    assert json.loads((tmp_path / "study.json").read_text())["environment"] == {"files": 0}
 
 
 def test_the_command_rebuilds_the_report_from_the_files(study, capsys):

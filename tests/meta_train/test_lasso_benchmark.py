@@ -180,7 +180,7 @@ def test_the_report_gives_a_verdict_from_the_files(tmp_path, problem, best):
         "time": "2026-01-01",
         "commit": "0",
         "packages": {"torch": "2"},
-        "machine": {"cpu": "c"},
+        "machine": {"cpu": "c", "cores": 2},
         "threads": 1,
     }
     facts["admm"] = {"λ = 0.1": {"rho": 0.1, "relaxation": 1.8}}
@@ -190,6 +190,7 @@ def test_the_report_gives_a_verdict_from_the_files(tmp_path, problem, best):
     text = (tmp_path / "README.md").read_text()
     assert "**NOT reached** (slow one)" in text
     assert "Left out, for they were not installed (`pip install 'l2o[solvers]'`): celer, skglm." in text
+    assert "Made on 2026-01-01 at commit 0 with torch 2,\nc, 2 cores, 1 thread.\n" in text
     assert "| support F1 |" in text and "lstm-lasso" in text
     assert "On no dictionary never seen is ADMM faster" in text and "ρ = 0.1 ‖A‖², α = 1.8" in text
     assert (tmp_path / "curves.png").stat().st_size > 10_000

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from meta_train import run_directory
 from meta_train.config import TrainConfig
 from meta_train.lock import locked
-from meta_train.run_directory import RunDirectory, changes_since, describe_environment
+from meta_train.run_directory import RunDirectory, changes_since, describe_environment, made_on
 from tasks import Quadratic
 
 CONFIG = TrainConfig(Quadratic(dim=3), seed=7)
@@ -221,6 +221,14 @@ def test_an_environment_that_cannot_be_read_has_not_changed(content, run):
 def test_the_environment_can_be_described_without_git(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert describe_environment()["commit"] is None
+
+
+def test_a_report_says_when_from_which_commit_and_where_it_was_made():
+    facts = describe_environment()
+    first, second = made_on(facts | {"commit": "1a2b3c4", "threads": 2}).split("\n")
+    assert first == f"Made on {facts['time'][:10]} at commit 1a2b3c4 with torch {torch.__version__},"
+    assert second == f"{facts['machine']['cpu']}, {facts['machine']['cores']} cores, 2 threads."
+    assert made_on(facts | {"threads": 1}).endswith(" 1 thread.")
 
 
 def test_settings_come_back_and_are_no_part_of_the_config(tmp_path):

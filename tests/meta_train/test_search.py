@@ -17,6 +17,8 @@ from meta_train.estimators import MetaLoss
 from meta_train.run_directory import RunDirectory
 from meta_train.run_training import TrainingError
 from meta_train.search import SearchConfig, search
+from meta_train.seeds import derive_seed
+from meta_train.unroll import evaluate
 from tasks import Lasso, Quadratic
 
 SMALL = Lasso(rows=20, columns=40, supervision=1.0)
@@ -61,6 +63,18 @@ def test_search_finds_better_weights_and_saves_them(tmp_path):
     card = read_card(tmp_path / "b" / "checkpoints" / "best")
     assert card["training"]["command"] == "l2o search …" and card["results"]["meta_loss"] == pytest.approx(least)
     assert card["training"]["search"]["rounds"] == 4
+
+
+@pytest.mark.parametrize("measure", ["loss", "log"])
+def test_what_is_searched_for_is_the_meta_loss_with_its_measure(measure, tmp_path):
+    config = dataclasses.replace(CONFIG, meta_loss=MetaLoss("mean", measure=measure))
+    rule = search_module.searchable_rule(config, torch.Generator().manual_seed(config.seed))
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "search"))
+    losses = evaluate(rule, SMALL, config.valid_tasks, config.horizon + 1, "outer_valid", generator)[1:].double()
+    expected = float((losses.log() if measure == "log" else losses).mean())
+    no_move = SearchConfig(rounds=1, candidates=2, elite=2, spread=1e-9)
+    found = search(RunDirectory.create(tmp_path, config), no_move, "")
+    assert found == pytest.approx(expected, rel=1e-3)  # float32 weights move by rounding
 
 
 @pytest.mark.parametrize("candidates", [16 + 2, 16 + 4 + 4 + 1])
