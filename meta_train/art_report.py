@@ -8,6 +8,7 @@ from typing import Any
 
 from meta_train import art_settings as chosen
 from meta_train.art_figure import draw_curves
+from meta_train.run_directory import made_on
 
 Row = dict[str, str]
 
@@ -160,8 +161,7 @@ are one run. Adam, RMSprop and momentum have torch's other defaults, momentum 0.
 The loss's weights grow with the number of pixels, as if its terms were sums over pixels as in Gatys et al. 2016: means
 would make a pixel's gradient shrink with the resolution. Numbers in tables are divided by that factor.
 
-Made on {environment["time"][:10]} at commit {environment["commit"]} with torch {environment["packages"]["torch"]},
-{environment["machine"]["cpu"]}, {environment["threads"]} threads.
+{made_on(environment)}
 """
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from meta_train.bmo_figure import draw_joint, draw_sparse_coding
+from meta_train.run_directory import made_on
 
 Row = dict[str, str]
 
@@ -62,7 +63,7 @@ so errors fall like 1/K. The last {study["finish"]} steps (at most K/4) of "ends
 where H = W is the metric of ℓ: then the descent along the set does not depend on the distance from it, and T is the
 projection in that metric.
 
-{_made(study)}
+{made_on(study["environment"])}
 """)
     return table
 
@@ -140,7 +141,7 @@ Numbers of iterations are such that training takes about the same CPU time, whic
   always) unique, so there is nothing to select here: what it gains or loses against UNH is the price or use of the
   aggregation alone.
 
-{_made(study)}
+{made_on(study["environment"])}
 """)
     return table
 
@@ -220,11 +221,3 @@ def _read(directory: Path, columns: set[str], of_summary: Iterable[str] = ()) ->
 def _table(header: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
-def _made(study: dict) -> str:
-    environment = study["environment"]
-    return (
-        f"Made on {environment['time'][:10]} at commit {environment['commit']} with torch "
-        f"{environment['packages']['torch']}, {environment['machine']['cpu']}, {environment['threads']} threads."
-    )

@@ -17,6 +17,7 @@ from meta_train.bmo_rules import AggregatedGKM, gkm_rule, iterates
 from meta_train.bmo_study import refuse, write_csv, write_study
 from meta_train.bmo_tail import settle
 from meta_train.bmo_training import TrainingPlan, train, tuned_d_ladmm
+from meta_train.run_directory import describe_environment
 from tasks.robust_sparse_coding import RobustSparseCoding
 
 LAYERS = 15
@@ -60,6 +61,7 @@ def run_sparse_coding(checkpoints: Sequence[str], out: Path, command: str) -> No
         ValueError: if checkpoints are given: the study trains its own rules.
     """
     refuse(checkpoints, "bmo-sparse-coding")
+    environment = describe_environment()
     out.mkdir(parents=True, exist_ok=True)
     task = RobustSparseCoding()
     tuning = task.sample(TUNING_SIGNALS, torch.Generator().manual_seed(33), torch.float64).x
@@ -78,7 +80,7 @@ def run_sparse_coding(checkpoints: Sequence[str], out: Path, command: str) -> No
         "layers": LAYERS, "seeds": SEEDS, "test_signals": TEST_SIGNALS, "tuning_signals": len(tuning),
         "certified": CERTIFIED, "relative_gap": gap, "rates": RATES,
     }  # fmt: skip
-    write_study(out, command, {"task": asdict(task), "rules": found, "plans": plans} | sizes)
+    write_study(out, command, environment, {"task": asdict(task), "rules": found, "plans": plans} | sizes)
 
 
 def learned_rules(task: RobustSparseCoding, x: Tensor) -> tuple[list[Learned], list[dict], dict[str, dict]]:

@@ -35,6 +35,7 @@ def run_joint(checkpoints: Sequence[str], out: Path, command: str) -> None:
         ValueError: if checkpoints are given: nothing here is trained beforehand.
     """
     refuse(checkpoints, "bilevel")
+    environment = describe_environment()
     out.mkdir(parents=True, exist_ok=True)
     problem, summary, curves = AffineBilevel.sample(), [], []
     for name, (config, weighted) in VARIANTS.items():
@@ -45,7 +46,7 @@ def run_joint(checkpoints: Sequence[str], out: Path, command: str) -> None:
             curves += [{"method": name, "K": steps} | row for row in rows if steps == SHOWN]
     write_csv(out / "summary.csv", summary)
     write_csv(out / "curves.csv", curves)
-    write_study(out, command, {"outer": OUTER_STEPS, "shown": SHOWN, "finish": FINISH})
+    write_study(out, command, environment, {"outer": OUTER_STEPS, "shown": SHOWN, "finish": FINISH})
 
 
 def joint_run(problem: AffineBilevel, config: InnerConfig, weighted: bool) -> list[dict[str, float]]:
@@ -101,7 +102,7 @@ def write_csv(path: Path, rows: list[dict]) -> None:
         writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
 
 
-def write_study(out: Path, command: str, more: dict) -> None:
-    """Write study.json: the command, the environment, and more."""
-    study = {"command": command, "environment": describe_environment()} | more
+def write_study(out: Path, command: str, environment: dict, more: dict) -> None:
+    """Write study.json: the command, the environment before the first file was written, and more."""
+    study = {"command": command, "environment": environment} | more
     (out / "study.json").write_text(json.dumps(study, indent=1, default=str) + "\n")
