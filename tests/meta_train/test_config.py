@@ -8,7 +8,17 @@ import pytest
 import torch
 
 from l2o.checkpoint import save_rule
-from l2o.rules import ALISTA, MODEL_BASED, RULES, ALISTAConfig, LSTMConfig, ProximalLSTMConfig, SGDConfig
+from l2o.rules import (
+    ALISTA,
+    MODEL_BASED,
+    RULES,
+    ALISTAConfig,
+    LSTMConfig,
+    ProximalLSTMConfig,
+    SGDConfig,
+    SobolevLSTM,
+    SobolevLSTMConfig,
+)
 from meta_train.config import PRESETS, TrainConfig
 from meta_train.config_json import config_name, from_json, to_json
 from meta_train.estimators import ES, NRES, PES, MetaLoss, Recorded, Truncated
@@ -258,7 +268,19 @@ def test_a_run_can_start_from_weights_with_another_constant(tmp_path):
     torch.testing.assert_close(updates[1], 2 * updates[0])
 
 
-@pytest.mark.parametrize("other", [LSTMConfig(hidden_size=4), SGDConfig()])
+def test_a_sobolev_rule_can_start_from_the_rule_that_it_filters(tmp_path):
+    rule = TrainConfig(Quadratic(), LSTMConfig(hidden_size=3)).build_rule(None)
+    save_rule(rule, tmp_path / "rule")
+    asked = SobolevLSTMConfig(hidden_size=3, cutoff=0.2)
+    config = TrainConfig(Quadratic(), asked, start_from=str(tmp_path / "rule"))
+    with pytest.warns(UserWarning, match="goes on with"):
+        started = config.build_rule(torch.Generator().manual_seed(2))
+    assert isinstance(started, SobolevLSTM) and started.config == asked
+    assert all(torch.equal(p, q) for p, q in zip(started.coordinates.parameters(), rule.parameters(), strict=True))
+    assert started.log_cutoff.exp().item() == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("other", [LSTMConfig(hidden_size=4), SGDConfig(), SobolevLSTMConfig(hidden_size=4)])
 def test_weights_of_another_size_or_rule_are_refused(tmp_path, other):
     save_rule(TrainConfig(Quadratic(), LSTMConfig(hidden_size=3)).build_rule(None), tmp_path / "rule")
     config = TrainConfig(Quadratic(), other, start_from=str(tmp_path / "rule"))
