@@ -116,7 +116,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 in a training, makes no update. Under DDP and FSDP2 all processes must give the same number, the mean.
 
         Raises:
-            RuntimeError: if a gradient is sparse or complex, or, with nonfinite="raise", not finite.
+            RuntimeError: if a gradient is sparse or complex, or, with nonfinite="raise", not finite; if the rule is a
+                Sobolev rule and a tensor is sharded over processes.
             ValueError: if there is a guard and the loss is not a single number.
         """
         if closure is not None:

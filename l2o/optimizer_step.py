@@ -112,7 +112,7 @@ def _filtered(rule: SobolevRule, item: Item, update: Tensor, step: Tensor) -> Te
     Raises:
         RuntimeError: if this process has only a part of the tensor.
     """
-    if is_sharded(item.param):
+    if is_sharded(item.param) and item.param.dim() > 1:
         raise RuntimeError(
             f"{type(rule).__name__} filters whole tensors, and FSDP2 or tensor parallelism cuts this one"
         )

@@ -15,6 +15,7 @@ from two_processes import AUDITION, CASES, RULES, TIGHT, WORLD, make_model, numb
 
 from l2o import LearnedOptimizer
 from l2o.guard_progress import Progress, Turn
+from l2o.rules import SobolevAdam
 from l2o.sharding import _behind
 
 REPOSITORY = Path(__file__).parents[2]
@@ -160,5 +161,17 @@ def test_a_whole_state_for_a_sharded_parameter_is_refused(tmp_path):
         other.step()
         with pytest.raises(ValueError, match="both be DTensors or neither: load sharded states with"):
             optimizer.load_state_dict(other.state_dict())
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_sharded_picture_is_not_filtered(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        model = shard(make_model())
+        optimizer = LearnedOptimizer(model.parameters(), SobolevAdam().double())
+        model(torch.ones(2, 5, dtype=torch.float64)).sum().backward()
+        with pytest.raises(RuntimeError, match="SobolevAdam filters whole tensors"):
+            optimizer.step()
     finally:
         dist.destroy_process_group()
