@@ -63,6 +63,9 @@ class CoordinatewiseRule(UpdateRule):
     nothing mixes coordinates, `forward` also accepts tensors with extra leading task axes, without vmap.
     """
 
+    least_coordinates: int = _CHUNK
+    """What `update_vjp` should be given at a time, at least, to be fast on a CPU."""
+
     @abstractmethod
     def init_coordinates(self, like: Tensor) -> State:
         """Return the state of n fresh coordinates.

@@ -124,7 +124,8 @@ A whole outer step: unroll K = {TRUNCATION} inner steps, meta-gradient, Adam; me
 *First order* (quadratic: 128 tasks of 10 variables; mlp8: 16 MLPs 64-32-10 on digits; mnist: 1 MLP 784-20-10): the LSTM
 2×20. *Loop by hand* is a loop of `nn.LSTMCell`s under autograd, *its rule compiled* the same with the rule in
 `torch.compile`, *ours by autograd* our fused kernels under autograd (`Truncated(1)`), *ours* the recorded gradient; it
-takes the quadratics' own fused loss and gradient (`TaskFamily.evaluator`), all others those of autograd.
+takes the families' own losses and gradients (`TaskFamily.evaluator`: a kernel for quadratics, backpropagation by hand
+for MLPs), all others those of autograd.
 
 *Second order* (16 MLPs 784-20-10 on MNIST): gradient descent whose step size is learned. *Loop by hand* takes one task
 after the other with `torch.autograd.grad(…, create_graph=True)`, *ours* all tasks at once (`Truncated(2)`), *steps

@@ -83,6 +83,8 @@ class CoordinatewiseLSTM(CoordinatewiseRule):
         ValueError: from `LSTMConfig`, if the config is out of range.
     """
 
+    least_coordinates = 64  # two blocks of the kernels, which hold a segment of their steps
+
     def __init__(self, config: LSTMConfig | None = None, generator: torch.Generator | None = None):
         """Draw LSTM weights from U(±1/√H) and output weights from N(0, 0.1²/H), so that first updates are small."""
         super().__init__()

@@ -12,7 +12,7 @@ the optimizee's graph nor, beyond the record, on the window.
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -28,7 +28,7 @@ RecordDtype = Literal["bfloat16", "float16", "float32"]
 
 _BLOCK_NUMBERS, _BLOCK_COORDINATES = 2**21, 2**16
 """What is turned into cotangents at a time: the cotangents of all coordinates would need as much memory as the record,
-and their part of the rule's state is copied."""
+and their part of the rule's state is copied. Two of 8 MB in float32."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,15 @@ class Recorded(Estimator):
         precision = _precision(trajectories.params)
         shares = (weights / trajectories.n_tasks).to(grads.device, precision)
         totals: dict[str, Tensor] = {}
-        for part in _blocks(*grads.shape):
+        blocks = _blocks(*grads.shape, rule.least_coordinates if grads.is_cpu else 4096)
+        room = grads.new_empty(2, len(grads) * (blocks[0].stop - blocks[0].start), dtype=precision)
+        for part in blocks:
             state = type(first_state)(*(tensor[..., part] for tensor in first_state))
-            counted = meta_grads[:, part].to(precision) * shares[:, None]
-            cotangents = _sums_from_the_end(counted if slopes is None else counted.mul_(slopes[:, part]))
-            pieces = rule.update_vjp(grads[:, part].to(precision), cotangents, state, first_step)
+            inner, cotangents = (_copy(rows[:, part], to) for rows, to in zip((grads, meta_grads), room, strict=True))
+            cotangents *= shares[:, None]
+            if slopes is not None:
+                cotangents *= slopes[:, part]
+            pieces = rule.update_vjp(inner, _sums_from_the_end(cotangents), state, first_step)
             totals = {name: totals[name] + piece for name, piece in pieces.items()} if totals else pieces
         return MetaGradient(totals, curve, trajectories)
 
@@ -118,8 +122,7 @@ def roll(
     rows, steps = inner.unbind(), (first + torch.arange(length + 1, device=first.device)).unbind()
     meta_rows = meta.unbind() if own_batches else rows
     params, state = trajectories.params, trajectories.state
-    curve: list[Tensor] = []
-    measured: list[Tensor] = []
+    curve, measured = _Rows(length + 1), _Rows(length if own_batches else 1)
     for k in range(length):
         grads = rows[k] if exact_row is None else exact_row
         curve.append(evaluate(params, meta_loss.inner_split, grads))
@@ -134,9 +137,26 @@ def roll(
             measured.append(evaluate(params, meta_loss.split, meta_rows[k + 1] if exact_row is None else exact_row))
             if exact_row is not None:
                 meta_rows[k + 1].copy_(exact_row)
-    curve.append(measured[-1])
+    curve.append(measured.tensor[-1])
     ended = Trajectories(trajectories.tasks, {name: p.detach() for name, p in params.items()}, state, steps[-1])
-    return inner[:-1], meta[1:], torch.stack(curve), torch.stack(measured if own_batches else curve[1:]), ended
+    return inner[:-1], meta[1:], curve.tensor, measured.tensor if own_batches else curve.tensor[1:], ended
+
+
+class _Rows:
+    """A tensor that is filled row by row, for losses.
+
+    A small tensor per step, kept among minibatches that come and go, leaves gaps that nothing fits into: 47 kB a step.
+    """
+
+    def __init__(self, length: int):
+        self._length = length
+        self._free: Iterator[Tensor] | None = None
+
+    def append(self, row: Tensor) -> None:
+        if self._free is None:
+            self.tensor = row.new_empty(self._length, *row.shape)
+            self._free = iter(self.tensor.unbind())
+        next(self._free).copy_(row)
 
 
 def _in_one_piece(trajectories: Trajectories) -> tuple[Tensor | None, Trajectories]:
@@ -157,7 +177,8 @@ def _in_one_piece(trajectories: Trajectories) -> tuple[Tensor | None, Trajectori
 def _evaluator(
     family: TaskFamily, begun: Trajectories, in_place: bool, generator: torch.Generator
 ) -> Callable[[Params, Split, Tensor], Tensor]:
-    """Return a function of (params, split, row) that writes the gradients into the row and returns the losses.
+    """Return a function of (params, split, row) that writes the gradients into the row and returns the losses,
+    which may be a view of the params.
 
     Args:
         in_place: the params are always those of `begun`, written to from step to step.
@@ -173,7 +194,7 @@ def _evaluator(
         batch = family.sample_batch(tasks, n_tasks, split, generator)
         losses, grads = losses_and_grads(family, params, tasks, batch)
         _write(grads, row)
-        return losses.clone() if in_place else losses  # it may be a view of the params
+        return losses
 
     return by_autograd if closed is None else in_closed_form
 
@@ -200,9 +221,15 @@ def _write(grads: Params, row: Tensor) -> Tensor:
     return torch.cat([accumulator(grad).reshape(-1) for grad in grads.values()], out=row)
 
 
-def _blocks(n_steps: int, n_coordinates: int) -> Sequence[slice]:
-    size = max(min(_BLOCK_NUMBERS // n_steps, _BLOCK_COORDINATES), 4096)
-    return [slice(first, first + size) for first in range(0, n_coordinates, size)]
+def _blocks(n_steps: int, n_coordinates: int, least: int) -> Sequence[slice]:
+    """Cut the coordinates into blocks of at most `_BLOCK_NUMBERS` over all steps, or of `least` where that is more."""
+    size = max(min(_BLOCK_NUMBERS // n_steps, _BLOCK_COORDINATES) // least * least, least)
+    return [slice(first, min(first + size, n_coordinates)) for first in range(0, n_coordinates, size)]
+
+
+def _copy(block: Tensor, room: Tensor) -> Tensor:
+    """Copy into memory that all blocks share: what each allocates anew leaves gaps that the next does not fit into."""
+    return room[: block.numel()].view(block.shape).copy_(block)
 
 
 def _sums_from_the_end(rows: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +13,16 @@ import torch
 from l2o.rules import CoordinatewiseLSTM, LSTMConfig
 from meta_train.estimators import MetaLoss, Recorded, Truncated
 from meta_train.estimators.estimator import Estimator
+from meta_train.estimators.recorded import _blocks
 from meta_train.unroll import start
 from tasks import MLP, Quadratic
 from tasks.data import Minibatches, Samples
 
 REPOSITORY = Path(__file__).parents[2]
 LENGTH = 7
+COORDINATES = 15_910
+"""Parameters of an MLP 784-20-10."""
+MB = 1e6
 SAME, OWN = MetaLoss("linear"), MetaLoss("mean", split="inner_valid")
 
 
@@ -96,25 +101,36 @@ def test_many_small_blocks_of_the_record_give_the_same_meta_gradient(float64, ma
     rule, family = make_rule(), MLP("digits", hidden=(3,), batch_size=8, init_scale=0.3)
     whole, _ = two_windows(Recorded(), rule, family)
     monkeypatch.setattr(
-        "meta_train.estimators.recorded._blocks", lambda _, n: [slice(i, i + 100) for i in range(0, n, 100)]
+        "meta_train.estimators.recorded._blocks",
+        lambda _, n, least: [slice(i, min(i + 100, n)) for i in range(0, n, 100)],
     )
     pieces, _ = two_windows(Recorded(), rule, family)
     for one, other in zip(pieces, whole, strict=True):
         assert distance(one.grads, other.grads) < 1e-12
 
 
+def test_a_block_of_the_record_is_bounded_whatever_the_window():
+    for steps in range(1, 100_001, 97):
+        blocks = _blocks(steps, COORDINATES, CoordinatewiseLSTM.least_coordinates)
+        assert [block.start for block in blocks[1:]] == [block.stop for block in blocks[:-1]]
+        assert blocks[0].start == 0 and blocks[-1].stop == COORDINATES
+        numbers = steps * max(block.stop - block.start for block in blocks)
+        assert 4 * numbers <= (8.5 * MB if steps <= 32_768 else 26 * MB)
+
+
 # --- measured ---
 
-N_TASKS, COORDINATES = 16, 15_910
-MB = 1e6
+N_TASKS, LONG = 16, 600
 
 
-def mnist_like() -> MLP:
+def mnist_like(batch_size: int = 32) -> MLP:
     """784-20-10 on noise, which needs no data set."""
     generator = torch.Generator().manual_seed(1)
-    samples = Samples(torch.rand(256, 784, generator=generator), torch.randint(10, (256,), generator=generator))
-    family = MLP("mnist", batch_size=32)
-    family.__dict__["data"] = Minibatches({"train": samples})
+    pixels = torch.randint(256, (256, 1, 28, 28), generator=generator).to(torch.uint8)
+    family = MLP("mnist", batch_size=batch_size)
+    family.__dict__["data"] = Minibatches(
+        {"train": Samples(pixels, torch.randint(10, (256,), generator=generator))}, 255.0
+    )
     return family
 
 
@@ -149,14 +165,25 @@ def measure() -> None:
     }))  # fmt: skip
 
 
+def measure_long() -> None:
+    """Print what a long window adds; run in a process of its own, with the C library's malloc as users have it."""
+    torch.set_num_threads(1)
+    print(added_peak(Recorded(), mnist_like(128), 1, LONG))
+
+
 @pytest.fixture(scope="module")
 def peaks() -> dict[str, float]:
     """Added peak memory, megabytes."""
+    return in_a_process("measure", {"MALLOC_MMAP_THRESHOLD_": "65536"})
+
+
+def in_a_process(function: str, variables: dict[str, str]) -> Any:
+    """Return what a function of this module prints."""
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("peak memory is read from Linux's /proc")
     search_path = os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])
-    environment = os.environ | {"PYTHONPATH": search_path, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    command = [sys.executable, "-c", "import test_memory; test_memory.measure()"]
+    environment = os.environ | {"PYTHONPATH": search_path} | variables
+    command = [sys.executable, "-c", f"import test_memory; test_memory.{function}()"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment, check=True)
     return json.loads(result.stdout)
 
@@ -173,6 +200,11 @@ def test_recorded_gradients_of_16_mnist_mlps_keep_the_record_one_state_and_littl
 def test_of_a_longer_window_recorded_gradients_keep_a_longer_record_only(peaks):
     # With autograd, the LSTM's states alone would add 82 MB a step.
     assert peaks["recorded 60"] - peaks["recorded 20"] == pytest.approx(40 * ROW, abs=12)
+
+
+def test_beside_the_record_a_long_window_leaves_no_gaps_in_the_memory():
+    # Beside it: 5 MB of state, minibatches, blocks. A tensor kept per step, among minibatches that go, made it 74 MB.
+    assert in_a_process("measure_long", {}) < (LONG + 1) * ROW / N_TASKS + 50
 
 
 def test_a_record_in_bfloat16_needs_half_the_memory(peaks):

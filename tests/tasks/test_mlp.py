@@ -59,6 +59,31 @@ def test_loss_gradient_and_accuracy_equal_a_sequential_module(activation, hidden
     assert family.accuracy(params, batch).item() == (output.argmax(1) == batch["targets"]).double().mean().item()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("hidden", [(), (20,), (7, 5)])
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh", "relu"])
+def test_own_evaluation_has_the_bits_of_autograd_wherever_the_params_have_moved(activation, hidden, dtype):
+    torch.set_default_dtype(dtype)
+    family = MLP(hidden=hidden, activation=activation, batch_size=50, init_scale=0.5)
+    params, batch = sample(family)
+    out = torch.full((sum(tensor.numel() for tensor in params.values()),), torch.nan)
+    evaluate = family.evaluator(params, {})
+    assert evaluate is not None
+    for _ in range(2):
+        variables = {name: tensor.clone().requires_grad_() for name, tensor in params.items()}
+        losses = family.loss(variables, {}, batch)
+        grads = torch.autograd.grad(losses.sum(), list(variables.values()))
+        assert torch.equal(evaluate(batch, out), losses.detach())
+        assert torch.equal(out, torch.cat([grad.flatten() for grad in grads]))
+        for tensor in params.values():
+            tensor += 0.1
+
+
+def test_activation_whose_slope_its_result_does_not_give_is_left_to_autograd():
+    family = MLP(activation="elu")
+    assert family.evaluator(sample(family)[0], {}) is None
+
+
 @pytest.mark.parametrize("activation", ["sigmoid", "tanh", "elu"])
 def test_gradient_equals_central_differences(activation):
     family = MLP(hidden=(4,), activation=activation, batch_size=8, init_scale=0.5)
