@@ -78,7 +78,7 @@ class Recorded(Estimator):
         precision = _precision(trajectories.params)
         shares = (weights / trajectories.n_tasks).to(grads.device, precision)
         totals: dict[str, Tensor] = {}
-        blocks = _blocks(*grads.shape, rule.least_coordinates if grads.is_cpu else 4096)
+        blocks = _blocks(len(grads), grads.shape[1], rule.least_coordinates if grads.is_cpu else 4096)
         room = grads.new_empty(2, len(grads) * (blocks[0].stop - blocks[0].start), dtype=precision)
         for part in blocks:
             state = type(first_state)(*(tensor[..., part] for tensor in first_state))
