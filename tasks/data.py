@@ -91,7 +91,8 @@ def load_digits() -> dict[Split, Samples]:
     from sklearn.datasets import load_digits as load_sklearn_digits
 
     pixels, labels = load_sklearn_digits(return_X_y=True)
-    return _partition(pixels.astype(np.uint8).reshape(-1, 1, 8, 8), labels, SPLIT_SIZES["digits"])
+    images = np.asarray(pixels, np.uint8).reshape(-1, 1, 8, 8)
+    return _partition(images, np.asarray(labels), SPLIT_SIZES["digits"])
 
 
 def load_mnist(base_urls: Sequence[str] = MNIST_URLS, files: Sequence[DataFile] = MNIST_FILES) -> dict[Split, Samples]:

@@ -85,11 +85,9 @@ class _DifferentiableSteps:
                         group["params"][index] = _moved(param, update, group)
 
     def _rule(self, group: dict[str, Any]) -> "_Rule":
-        rule = group["rule"]
+        rule = self._rules[group["rule"]] if isinstance(group["rule"], int) else group["rule"]
         if not isinstance(rule, CoordinatewiseRule):
-            if not isinstance(rule, int):
-                raise TypeError(f'override={{"rule": …}} takes gradient rules (CoordinatewiseRule), got {type(rule)}')
-            rule = self._rules[rule]
+            raise TypeError(f'override={{"rule": …}} takes gradient rules (CoordinatewiseRule), got {type(rule)}')
         theta = group.get("theta", {})
         if unknown := set(theta) - {name for name, _ in rule.named_parameters()}:
             known = [name for name, _ in rule.named_parameters()]

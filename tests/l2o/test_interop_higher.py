@@ -11,6 +11,7 @@ higher = pytest.importorskip("higher", reason="higher is not installed: make int
 
 from l2o import LearnedOptimizer  # noqa: E402  (after the skip)
 from l2o.interop.higher import detach_all, register  # noqa: E402
+from l2o.rule import CoordinatewiseRule  # noqa: E402
 from l2o.rules import (  # noqa: E402
     SGD,
     Adam,
@@ -23,6 +24,14 @@ from l2o.rules import (  # noqa: E402
 )
 
 register()
+
+
+@pytest.fixture
+def rule(rule) -> CoordinatewiseRule:
+    """Every rule that higher takes."""
+    if not isinstance(rule, CoordinatewiseRule):
+        pytest.skip("higher takes coordinate-wise rules")
+    return rule
 
 
 def unroll(model, optimizer, loss, steps=STEPS, **options):

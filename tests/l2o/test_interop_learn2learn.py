@@ -24,8 +24,17 @@ with warnings.catch_warnings():  # of gym and torchvision, which learn2learn imp
 
 from l2o import LearnedOptimizer  # noqa: E402  (after the skip)
 from l2o.interop.learn2learn import RuleTransform, RuleUpdate, detach_memory, reset  # noqa: E402
+from l2o.rule import CoordinatewiseRule  # noqa: E402
 from l2o.rules import SGD, Adam, AdamConfig, Momentum, MomentumConfig  # noqa: E402
 from meta_train.estimators import MetaLoss, Truncated  # noqa: E402
+
+
+@pytest.fixture
+def rule(rule) -> CoordinatewiseRule:
+    """Every rule that learn2learn takes."""
+    if not isinstance(rule, CoordinatewiseRule):
+        pytest.skip("learn2learn takes coordinate-wise rules")
+    return rule
 
 
 def gbml_and_loss(rule, task=0, **options):

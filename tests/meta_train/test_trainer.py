@@ -117,6 +117,7 @@ def test_meta_training_lowers_the_validation_loss_of_quadratics_to_less_than_two
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule_trains_all_its_weights(name, tmp_path):
     rule = LSTMConfig(hidden_size=4, p=None) if name == "lstm" else RULES[name][1]()
+    # A filter moves matrices alone, of which quadratics have none.
     task = MLP("digits", (3,), batch_size=64) if name.startswith("sobolev") else TINY.task
     begun = trainer(tmp_path / name, dataclasses.replace(TINY, task=task, rule=rule, outer_steps=4))
     before = {key: tensor.clone() for key, tensor in begun.rule.named_parameters()}
