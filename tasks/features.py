@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from tasks.data_files import DataError, DataFile, data_folder, read_verified
+from tasks.data_files import DataError, DataFile, data_folder, find_or_download, read_verified
 from tasks.weight_files import read_npz, read_weights
 
 Network = Literal["squeezenet1_1", "vgg16", "vgg16_hed", "vgg19"]
@@ -37,12 +37,13 @@ FILES: dict[Network, DataFile] = {
 """In `$L2O_DATA/nets`, whose SOURCES.md says where they come from. vgg16_hed is VGG16 up to conv4_3, fine-tuned to find
 edges: no substitute for ImageNet's VGG16."""
 
-URLS: dict[Network, str] = {
-    "squeezenet1_1": "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth",
-    "vgg16": "https://download.pytorch.org/models/vgg16-397923af.pth",
-    "vgg19": "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
+URL = "https://download.pytorch.org/models"
+DOWNLOADS: dict[Network, DataFile] = {
+    "squeezenet1_1": DataFile("squeezenet1_1-b8a52dc0.pth", None, "b8a52dc0", packed=""),
+    "vgg16": DataFile("vgg16-397923af.pth", None, "397923af", packed=""),
+    "vgg19": DataFile("vgg19-dcbb9e9d.pth", None, "dcbb9e9d", packed=""),
 }
-"""Where torchvision's weights are; named in errors, never fetched."""
+"""torchvision's weights, whose names end in the first digits of their sha256; of VGG 0.5 GB each."""
 
 _VGG_WIDTHS: dict[str, tuple[tuple[int, int], ...]] = {
     "vgg16": ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)),
@@ -132,11 +133,13 @@ def load_network(
 
     Args:
         weights: a file with torchvision's names, .pth or .pt (read as weights only), .safetensors or .npz, by which
-            whoever gives it vouches for it; None: the one in `$L2O_DATA/nets`, which is compared with its checksum.
+            whoever gives it vouches for it; None: the one in `$L2O_DATA/nets`, else torchvision's in the cache
+            (`$XDG_CACHE_HOME` or ~/.cache, l2o/nets), else downloaded to it; all are compared with their checksums.
 
     Raises:
         ValueError: if the name is unknown.
-        DataError: if the file is missing, damaged or not of this network; the message says where to get it.
+        DataError: if the file is missing and cannot be downloaded, damaged or not of this network; the message says
+            where to get it.
     """
     with torch.inference_mode(False), torch.no_grad():  # what is kept must not be an inference tensor
         with torch.device("meta"):
@@ -190,21 +193,27 @@ def _vgg(blocks: Iterable[tuple[int, int]]) -> list[nn.Module]:
 
 
 def _published(name: Network) -> tuple[dict[str, Tensor], str]:
-    """Return the weights of `$L2O_DATA/nets` and where they lie."""
+    """Return the weights of `$L2O_DATA/nets`, or torchvision's, and where they lie."""
     file, folder = FILES.get(name), data_folder("nets")
-    if file is None:
-        raise DataError(f"the weights of {name} must be given: {_where(name)}")
-    if folder is None or not os.path.lexists(folder / file.name):
-        place = "L2O_DATA is not set" if folder is None else f"{folder} has no {file.name}"
-        raise DataError(f"the weights of {name} were not found: {place}; set L2O_DATA to a folder with nets/{file.name}"
-                        f", or give them: {_where(name)}")  # fmt: skip
-    return read_npz(io.BytesIO(read_verified(folder / file.name, file))), str(folder / file.name)
+    if file is not None and folder is not None and os.path.lexists(folder / file.name):
+        return read_npz(io.BytesIO(read_verified(folder / file.name, file))), str(folder / file.name)
+    if name not in DOWNLOADS:
+        place = "L2O_DATA is not set" if folder is None else f"{folder} has no {FILES[name].name}"
+        raise DataError(f"the weights of {name} were not found: {place}; set L2O_DATA to a folder with "
+                        f"nets/{FILES[name].name}, or give them: {_where(name)}")  # fmt: skip
+    try:
+        path = find_or_download(DOWNLOADS[name], "nets", [URL])
+    except DataError as error:
+        told = str(error).replace("\n", " ")
+        raise DataError(f"the weights of {name} were not found: {told} Or give them: {_where(name)}") from error
+    read_verified(path, DOWNLOADS[name])
+    return read_weights(path), str(path)
 
 
 def _where(name: Network) -> str:
-    if name not in URLS:
+    if name not in DOWNLOADS:
         return "weights=PATH of a .npz, .pth or .safetensors file"
-    return f"download {URLS[name]} and pass its path as weights"
+    return f"download {URL}/{DOWNLOADS[name].name} and pass its path as weights"
 
 
 def _given(name: Network, path: Path) -> dict[str, Tensor]:

@@ -331,12 +331,14 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(arguments, words, l2o,
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
 
 
-def test_missing_weights_say_where_to_get_them(l2o, monkeypatch):
+def test_missing_weights_say_where_to_get_them(l2o, monkeypatch, tmp_path):
     load_network.cache_clear()  # an earlier test of this process may have read them
     monkeypatch.delenv("L2O_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(features, "URL", "http://127.0.0.1:9")  # nobody is there
     status, _, errors = l2o("china", "flower", "-o", "a.png", "--network", "squeezenet1_1", "--size", 40)
     assert status == 2 and errors.count("\n") == 1
-    for words in ("L2O_DATA is not set", "nets/squeezenet1_1", "download https://", "--weights FILE"):
+    for words in ("L2O_DATA is not set", "$L2O_DATA/nets", "download http://127", "--weights FILE"):
         assert words in errors
 
 

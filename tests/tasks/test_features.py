@@ -1,6 +1,11 @@
 """The networks are torchvision's by name and shape, and with trained weights they know what they see."""
 
+import functools
+import hashlib
+import io
 import os
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tasks import DataError
+from tasks import DataError, features
+from tasks.data_files import DataFile
 from tasks.features import FILES, build_network, fill, load_network
 from tasks.photographs import decode, resize
 
@@ -130,15 +136,66 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         load_network("vgg19", str(tmp_path / "nowhere.pth"))
 
 
-def test_missing_weights_say_where_to_get_them(tmp_path, monkeypatch):
-    load_network.cache_clear()
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """No data folder, an empty cache, nobody at the address; networks loaded before or after do not count."""
     monkeypatch.delenv("L2O_DATA", raising=False)
-    with pytest.raises(
-        DataError, match="L2O_DATA is not set; .*squeezenet1_1-b8a52dc0.pth and pass its path as weights"
-    ):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(features, "URL", "http://127.0.0.1:9/models")
+    load_network.cache_clear()
+    yield tmp_path / "cache" / "l2o" / "nets"
+    load_network.cache_clear()
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch, offline):
+    """A server on this machine with weights that are published as torchvision's are."""
+    content = io.BytesIO()
+    torch.save(random_state(), content)
+    digits = hashlib.sha256(content.getvalue()).hexdigest()[:8]
+    path = tmp_path / f"squeezenet1_1-{digits}.pth"
+    path.write_bytes(content.getvalue())
+    handler = functools.partial(Silent, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        monkeypatch.setattr(features, "URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setitem(features.DOWNLOADS, "squeezenet1_1", DataFile(path.name, None, digits, packed=""))
+        yield path
+        server.shutdown()
+
+
+class Silent(SimpleHTTPRequestHandler):
+    def log_message(self, format, *args):
+        pass
+
+
+def test_weights_are_downloaded_checked_and_kept(served, offline, monkeypatch):
+    network = load_network("squeezenet1_1")
+    assert all(torch.equal(tensor, random_state()[name]) for name, tensor in network.state_dict().items())
+    assert [path.name for path in offline.iterdir()] == [served.name]
+    load_network.cache_clear()
+    monkeypatch.setattr(features, "URL", "http://127.0.0.1:9/models")
+    load_network("squeezenet1_1")
+    load_network.cache_clear()
+    (offline / served.name).write_bytes(served.read_bytes()[:-1])
+    with pytest.raises(DataError, match="is damaged or not the published file, and was not used: expected a file with"):
         load_network("squeezenet1_1")
-    with pytest.raises(DataError, match="weights of vgg16 must be given: download https://.*vgg16-397923af.pth"):
-        load_network("vgg16")
+
+
+def test_other_weights_than_the_published_ones_are_not_kept(served, offline):
+    served.write_bytes(served.read_bytes() + b" ")
+    with pytest.raises(DataError, match="could not be downloaded .*another file than the published one"):
+        load_network("squeezenet1_1")
+    assert not list(offline.iterdir())
+
+
+def test_missing_weights_say_where_to_get_them(tmp_path, offline, monkeypatch):
+    for name, file in (("squeezenet1_1", "squeezenet1_1-b8a52dc0.pth"), ("vgg16", "vgg16-397923af.pth")):
+        with pytest.raises(DataError) as caught:
+            load_network(name)
+        text = str(caught.value)
+        assert "L2O_DATA is not set" in text and "could not be downloaded (127.0.0.1:9: ConnectionError)" in text
+        assert f"download http://127.0.0.1:9/models/{file} and pass its path as weights" in text
     monkeypatch.setenv("L2O_DATA", str(tmp_path))
     with pytest.raises(DataError, match="nets has no vgg16_hed200.*weights=PATH of a .npz"):
         load_network("vgg16_hed")
