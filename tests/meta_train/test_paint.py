@@ -15,6 +15,7 @@ from meta_train import cli, paint_command
 from meta_train.paint import Album, build_optimizer, paint, scaled, start
 from meta_train.paint_command import strip_steps
 from meta_train.picture_files import check_output, join, write_picture
+from tasks import features
 from tasks.features import build_network, load_network
 from tasks.neural_art import NeuralArt
 from tasks.photographs import resize, style_picture
