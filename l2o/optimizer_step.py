@@ -88,6 +88,7 @@ def advance(rule: GradientRule, bucket: Sequence[Item], memories: Sequence[Memor
 def propose(rule: GradientRule, bucket: Sequence[Item], memories: Sequence[Memory]) -> Sequence[Tensor]:
     """Return the tensors' updates, shape (n,) each, by one call of the rule, and write its state; "step" is not it."""
     if isinstance(rule, SobolevRule):
+        _refuse_parts(rule, bucket)
         step, updates = memories[0]["step"], propose(rule.coordinates, bucket, memories)
         return [_filtered(rule, item, update, step) for item, update in zip(bucket, updates, strict=True)]
     grads = [coordinates(item) for item in bucket]
@@ -106,16 +107,19 @@ def propose(rule: GradientRule, bucket: Sequence[Item], memories: Sequence[Memor
     return updates.split(sizes)
 
 
-def _filtered(rule: SobolevRule, item: Item, update: Tensor, step: Tensor) -> Tensor:
-    """Return the update of a whole tensor, shape (n,), after the filter.
+def _refuse_parts(rule: SobolevRule, bucket: Sequence[Item]) -> None:
+    """Refuse pictures of which this process has only a part.
 
     Raises:
-        RuntimeError: if this process has only a part of the tensor.
+        RuntimeError: if there is one.
     """
-    if is_sharded(item.param) and item.param.dim() > 1:
-        raise RuntimeError(
-            f"{type(rule).__name__} filters whole tensors, and FSDP2 or tensor parallelism cuts this one"
-        )
+    if shapes := [tuple(item.param.shape) for item in bucket if is_sharded(item.param) and item.param.dim() > 1]:
+        name = type(rule).__name__
+        raise RuntimeError(f"{name} filters whole tensors, and FSDP2 or tensor parallelism has cut these: {shapes}")
+
+
+def _filtered(rule: SobolevRule, item: Item, update: Tensor, step: Tensor) -> Tensor:
+    """Return the update of a tensor, shape (n,), after the filter."""
     return rule.filtered(update.view(item.values.shape), step).reshape(-1)
 
 

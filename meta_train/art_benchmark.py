@@ -86,7 +86,7 @@ def _entries(
         tuning += [{"setting": name, "method": method, "options": option, **found} for option, found in tried.items()]
         for criterion in CRITERIA:
             option, label = best[criterion], method + (" (end)" if criterion == "end" else "")
-            run = paint(races(option), f"{method} {option}", setting, "test", cache)
+            run = paint(races(option), _label(method, option), setting, "test", cache)
             print(f"{name}: {label}, {option}: {scores(run.losses / setting.factor)}", flush=True)
             kind = "control" if method == chosen.CONTROL else "classic"
             yield Entry(label, kind, option, len(tried), run)
@@ -96,7 +96,7 @@ def _tune(method: str, setting: chosen.Setting, cache: Path) -> tuple[dict[str, 
     """Return the best options for each criterion, the scores of all, and what makes a race of one."""
 
     def losses(option: str) -> Tensor:
-        return paint(races(option), f"{method} {option}", setting, "outer_valid", cache).losses / setting.factor
+        return paint(races(option), _label(method, option), setting, "outer_valid", cache).losses / setting.factor
 
     if method == "L-BFGS":
 
@@ -115,6 +115,11 @@ def _tune(method: str, setting: chosen.Setting, cache: Path) -> tuple[dict[str, 
     best, found = tune(lambda lr: losses(f"{lr:.4g}"), chosen.STARTS[method])
     tried = {f"{lr:.4g}": values for lr, values in sorted(found.items())}
     return {name: f"{lr:.4g}" for name, lr in best.items()}, tried, races
+
+
+def _label(method: str, option: str) -> str:
+    """Name what is painted with, for the cache."""
+    return f"{method} {option}" + (f" {SobolevAdamConfig(float(option))}" if method == chosen.CONTROL else "")
 
 
 def paint(race: Race, label: str, setting: chosen.Setting, split: Split, cache: Path) -> Run:

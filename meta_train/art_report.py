@@ -55,7 +55,7 @@ def verdicts(setting: str, tables: dict[str, list[Row]]) -> list[str]:
             f"{best['method']} {_number(best['log_final']):.3f}; difference {_interval(ends)}, lower on "
             f"{float(ends['lower_on']):.0%} of the pairs; {mine['diverged']} of {mine['seeds']} runs diverged. "
             f"At {early} steps: {half:.3f}, {'not above' if half <= whole else 'ABOVE'} the best first-order classic "
-            f"at {late} ({whole:.3f}). {_everywhere(setting, name, tables)}"
+            f"at {late} ({whole:.3f}). {_everywhere(setting, name, tables)}{_beside_control(setting, name, tables)}"
         )
     return sentences
 
@@ -74,6 +74,13 @@ def _everywhere(setting: str, name: str, tables: dict[str, list[Row]]) -> str:
         return f"Below every first-order classic at every step from {span} ({closest})."
     span = f"{len(above)} of the steps {span}, between {above[0]} and {above[-1]}"
     return f"ABOVE one of them at {span} (most {closest.removeprefix('closest ')})."
+
+
+def _beside_control(setting: str, name: str, tables: dict[str, list[Row]]) -> str:
+    """Say what the rule gains on the filter without learning, where that takes part."""
+    rows = of(tables["paired"], setting, method=name, against=chosen.CONTROL)
+    found = [_interval(row) + f" at {row['step']}" for row in rows if int(row["step"]) in chosen.COUNTS[-2:]]
+    return f" Against *{chosen.CONTROL}*: {', '.join(found)}." if found else ""
 
 
 def _first_order() -> set[str]:
@@ -155,6 +162,9 @@ photographs, of the same styles and size: {tuning}. They walk downhill on a grid
 bracketed, then half a step around it (tuning.csv lists all), for two criteria: log f averaged over all steps, and log f
 after the last, which the rows marked *(end)* show; a rule has to beat both. Where both choose the same, the two rows
 are one run. Adam, RMSprop and momentum have torch's other defaults, momentum 0.9. L-BFGS is torch's, strong Wolfe.
+*{chosen.CONTROL}* is no classic but a control: Adam whose updates pass the low-pass filter that Sobolev rules begin with
+(`SobolevAdamConfig`, its default, chosen by hand on train photographs), with a tuned learning rate. What a Sobolev rule
+has before it is what learning brings.
 
 {families}
 

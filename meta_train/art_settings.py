@@ -64,7 +64,7 @@ class Setting:
 
 
 CONTROL = "Adam, filtered"
-"""Adam with a tuned learning rate and the filter from which training starts: what no learning gives."""
+"""Adam with a tuned learning rate and the default filter of `SobolevAdam`, fixed: what comes without learning."""
 _ALL = ("SGD", "momentum", "NAG", "RMSprop", "Adam", "L-BFGS", CONTROL)
 SETTINGS: dict[str, Setting] = {
     "training style, 64×64": Setting(family(64, (TRAINED_STYLE,)), 24, 128, 8, _ALL),

@@ -115,7 +115,7 @@ class TrainConfig:
         return chosen(**{field.name: getattr(self, field.name) for field in dataclasses.fields(chosen)})
 
     def build_rule(self, generator) -> UpdateRule:
-        """Return the rule with fresh weights, or with those of `start_from`; if its constants were others, a warning.
+        """Return the rule with fresh weights, or with those of `start_from`; if its config was another, a warning.
 
         Raises:
             ValueError: if `start_from` cannot be loaded or holds a rule of another kind or weights of other shapes, or
@@ -134,7 +134,7 @@ class TrainConfig:
         if type(part) is not type(rule) or _shapes(part) != _shapes(rule):
             raise ValueError(told)
         part.load_state_dict(rule.state_dict())
-        warnings.warn(f"{told}, whose constants it goes on with", stacklevel=1)  # once, though built twice
+        warnings.warn(f"{told}: its weights go on with these constants", stacklevel=1)  # once, though built twice
         return again
 
     def _fresh_rule(self, generator) -> UpdateRule:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from l2o.rule import UpdateRule
+from l2o.rule import CoordinatewiseRule, UpdateRule
 from l2o.rules import (
     SGD,
     TENSORFLOW,
@@ -49,7 +49,7 @@ ALL_RULES: dict[str, Callable[[Generator], UpdateRule]] = {
     "sobolev-adam": lambda _: SobolevAdam(SobolevAdamConfig(0.05, cutoff=0.1, order=1.2, cutoff_power=0.3)),
     "lstm": lambda generator: CoordinatewiseLSTM(LSTMConfig(hidden_size=4), generator),
     "lstm-plain": lambda generator: CoordinatewiseLSTM(LSTMConfig(hidden_size=3, layers=1, p=None), generator),
-    "sobolev-lstm": lambda generator: SobolevLSTM(SobolevLSTMConfig(hidden_size=3, layers=1, cutoff=0.2), generator),
+    "sobolev-lstm": lambda generator: SobolevLSTM(SobolevLSTMConfig(3, 1, p=None, cutoff=0.2), generator),
     "lstm-tensorflow": lambda generator: CoordinatewiseLSTM(TENSORFLOW, generator),
 }
 
@@ -129,6 +129,20 @@ def make_rule(request) -> Callable[[], UpdateRule]:
 def rule(float64, make_rule) -> UpdateRule:
     """Every rule, in float64."""
     return make_rule()
+
+
+@pytest.fixture(params=[name for name in ALL_RULES if not name.startswith("sobolev")])
+def make_coordinatewise_rule(request) -> Callable[[], CoordinatewiseRule]:
+    """Every coordinate-wise rule, as `make_rule`: those that have recorded gradients."""
+    rule = ALL_RULES[request.param](Generator().manual_seed(2))
+    assert isinstance(rule, CoordinatewiseRule)
+    return lambda: ALL_RULES[request.param](Generator().manual_seed(2))
+
+
+@pytest.fixture
+def coordinatewise_rule(float64, make_coordinatewise_rule) -> CoordinatewiseRule:
+    """Every coordinate-wise rule, in float64."""
+    return make_coordinatewise_rule()
 
 
 @pytest.fixture(params=ALL_TASKS)

@@ -87,7 +87,7 @@ class _DifferentiableSteps:
     def _rule(self, group: dict[str, Any]) -> "_Rule":
         rule = self._rules[group["rule"]] if isinstance(group["rule"], int) else group["rule"]
         if not isinstance(rule, CoordinatewiseRule):
-            raise TypeError(f'override={{"rule": …}} takes gradient rules (CoordinatewiseRule), got {type(rule)}')
+            raise TypeError(f'override={{"rule": …}} takes coordinate-wise rules, got {type(rule)}')
         theta = group.get("theta", {})
         if unknown := set(theta) - {name for name, _ in rule.named_parameters()}:
             known = [name for name, _ in rule.named_parameters()]

@@ -34,7 +34,7 @@ class RuleTransform:
 
     def __init__(self, rule: CoordinatewiseRule, carry_graph: bool = True):
         if not isinstance(rule, CoordinatewiseRule):
-            raise TypeError(f"{type(rule).__name__} is not a gradient rule; RuleTransform needs a CoordinatewiseRule")
+            raise TypeError(f"{type(rule).__name__} is not coordinate-wise; RuleTransform needs a CoordinatewiseRule")
         self.rule, self.carry_graph = rule, carry_graph
 
     def __call__(self, parameter: Tensor) -> "RuleUpdate":

@@ -3,13 +3,13 @@
 û_t = F⁻¹ [ κ_t · F u_t ],   κ_t(f) = (1 + (f / f_t)²)^(−p/2),   f_t = f_0 (1 + t / τ)^q
 
 u_t: update of a coordinate-wise rule; f: spatial frequency, cycles per pixel; f_0, p, q: learned. F is the Fourier
-transform of the picture continued by reflection, so that edges do not leak into each other. (1 + (f / f_0)²)^−s turns a
-gradient into that of the Sobolev space H^s (Neuberger 1997, Sobolev Gradients and Differential Equations; on images
-Sundaramoorthi, Yezzi & Mennucci 2007, Sobolev active contours), which here is learned along with the rule. Losses of
-pictures are far steeper in their fine detail than in their coarse shapes: such an update is a better direction, and
-larger steps are stable. κ_t > 0, so that a descent direction of gradient descent stays one.
+transform of the picture continued by reflection, so that opposite edges do not leak into each other. With p = 2s the
+filter turns a gradient into that of the Sobolev space H^s (Neuberger 1997, Sobolev Gradients and Differential
+Equations). Here it is applied to updates, which no theorem covers; what it brings on pictures is in
+results/neural-art. A shape that spans many pixels then moves as one, where Adam gives every pixel a step of its own.
 
-The filter acts on the last two axes of a tensor, height and width. A tensor with fewer than two is left alone.
+The filter acts on the last two axes of a tensor, height and width: these rules are for pictures. A tensor with fewer
+axes is left alone.
 """
 
 import math
@@ -24,61 +24,47 @@ from l2o.rules.lstm import CoordinatewiseLSTM, LSTMConfig
 from l2o.rules.scheduled_adam import ScheduledAdam, ScheduledAdamConfig
 
 _TIMESCALE = 16.0
-"""τ, steps."""
-
-
-def _check_filter(cutoff: float, order: float, cutoff_power: float) -> None:
-    check_positive(cutoff=cutoff)
-    for name, value in (("order", order), ("cutoff_power", cutoff_power)):
-        if not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, got {value}")
+"""τ, steps: the default of `ScheduledAdam`."""
 
 
 @dataclass(frozen=True)
-class SobolevAdamConfig(ScheduledAdamConfig):
+class FilterConfig:
+    """Initial filter of a Sobolev rule; the default was chosen by hand on photographs of the train split."""
+
+    cutoff: float = 0.05
+    """f_0 > 0, cycles per pixel."""
+    order: float = 1.5
+    """p, dimensionless; 0 filters nothing, below 0 fine detail is enhanced."""
+    cutoff_power: float = 0.0
+    """q, dimensionless: the cutoff grows as (1 + t / 16)^q."""
+
+    def __post_init__(self):
+        """Check the ranges, after those of the rule that is filtered.
+
+        Raises:
+            ValueError: if cutoff is not positive and finite, or order or cutoff_power not finite.
+        """
+        super().__post_init__()  # pyright: ignore[reportAttributeAccessIssue] (of the rule's config, next in line)
+        check_positive(cutoff=self.cutoff)
+        for name in ("order", "cutoff_power"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class SobolevAdamConfig(FilterConfig, ScheduledAdamConfig):
     """Initial schedule and filter of `SobolevAdam`."""
 
-    cutoff: float = 0.05
-    """f_0 > 0, cycles per pixel."""
-    order: float = 1.5
-    """p, dimensionless; 0 filters nothing, below 0 fine detail is enhanced."""
-    cutoff_power: float = 0.0
-    """q, dimensionless: the cutoff grows as (1 + t / 16)^q."""
-
-    def __post_init__(self):
-        """Check the ranges.
-
-        Raises:
-            ValueError: from `ScheduledAdamConfig`, or if cutoff is not positive and finite, or order or cutoff_power
-                not finite.
-        """
-        super().__post_init__()
-        _check_filter(self.cutoff, self.order, self.cutoff_power)
-
 
 @dataclass(frozen=True)
-class SobolevLSTMConfig(LSTMConfig):
+class SobolevLSTMConfig(FilterConfig, LSTMConfig):
     """Shape and constants of the LSTM and initial filter of `SobolevLSTM`."""
-
-    cutoff: float = 0.05
-    """f_0 > 0, cycles per pixel."""
-    order: float = 1.5
-    """p, dimensionless; 0 filters nothing, below 0 fine detail is enhanced."""
-    cutoff_power: float = 0.0
-    """q, dimensionless: the cutoff grows as (1 + t / 16)^q."""
-
-    def __post_init__(self):
-        """Check the ranges.
-
-        Raises:
-            ValueError: from `LSTMConfig`, or if cutoff is not positive and finite, or order or cutoff_power not finite.
-        """
-        super().__post_init__()
-        _check_filter(self.cutoff, self.order, self.cutoff_power)
 
 
 class SobolevRule(UpdateRule):
-    """A coordinate-wise rule followed by a filter, θ = {coordinates.…, log_cutoff, order, cutoff_power}.
+    """What `SobolevAdam` and `SobolevLSTM` share: a coordinate-wise rule followed by a filter.
+
+    θ = {coordinates.…, log_cutoff, order, cutoff_power}.
 
     State and cost per coordinate are those of `coordinates`; the filter adds two Fourier transforms of four times the
     picture's size.

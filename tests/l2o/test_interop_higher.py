@@ -230,7 +230,7 @@ def test_it_can_be_made_from_the_type_as_higher_makes_its_own(model_and_loss):
 @pytest.mark.parametrize(
     "override, error, text",
     [
-        ({"rule": [torch.optim.SGD]}, TypeError, "takes gradient rules .CoordinatewiseRule., got"),
+        ({"rule": [torch.optim.SGD]}, TypeError, "takes coordinate-wise rules, got"),
         ({"theta": [{"log_lr": torch.zeros(()), "beta": torch.zeros(())}]}, ValueError, r"names \['beta'\]; SGD has"),
     ],
 )

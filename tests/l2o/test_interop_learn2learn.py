@@ -208,7 +208,7 @@ def test_a_fresh_module_can_be_copied_and_has_only_the_rule_in_its_state_dict():
 
 
 def test_what_is_no_gradient_rule_is_refused():
-    with pytest.raises(TypeError, match="Linear is not a gradient rule; RuleTransform needs a CoordinatewiseRule"):
+    with pytest.raises(TypeError, match="Linear is not coordinate-wise; RuleTransform needs a CoordinatewiseRule"):
         RuleTransform(nn.Linear(1, 1))
 
 
