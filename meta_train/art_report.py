@@ -162,8 +162,8 @@ photographs, of the same styles and size: {tuning}. They walk downhill on a grid
 bracketed, then half a step around it (tuning.csv lists all), for two criteria: log f averaged over all steps, and log f
 after the last, which the rows marked *(end)* show; a rule has to beat both. Where both choose the same, the two rows
 are one run. Adam, RMSprop and momentum have torch's other defaults, momentum 0.9. L-BFGS is torch's, strong Wolfe.
-*{chosen.CONTROL}* is no classic but a control: Adam whose updates pass the low-pass filter that Sobolev rules begin with
-(`SobolevAdamConfig`, its default, chosen by hand on train photographs), with a tuned learning rate. What a Sobolev rule
+*{chosen.CONTROL}* is no classic but a control: Adam whose updates pass the low-pass filter that Sobolev rules begin
+with (`SobolevAdamConfig`, its default, chosen by hand on train photographs), its learning rate tuned. What a Sobolev rule
 has before it is what learning brings.
 
 {families}
