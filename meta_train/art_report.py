@@ -163,7 +163,7 @@ bracketed, then half a step around it (tuning.csv lists all), for two criteria: 
 after the last, which the rows marked *(end)* show; a rule has to beat both. Where both choose the same, the two rows
 are one run. Adam, RMSprop and momentum have torch's other defaults, momentum 0.9. L-BFGS is torch's, strong Wolfe.
 *{chosen.CONTROL}* is no classic but a control: Adam whose updates pass the low-pass filter that Sobolev rules begin
-with (`SobolevAdamConfig`, its default, chosen by hand on train photographs), its learning rate tuned. What a Sobolev rule
+with (`SobolevAdamConfig`, its default, chosen by hand on train photographs), its learning rate tuned. What a rule
 has before it is what learning brings.
 
 {families}
