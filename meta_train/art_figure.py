@@ -51,7 +51,9 @@ def draw_curves(curves: list[Row], summary: list[Row], path: Path) -> None:
         axis.grid(which="both", alpha=0.3)
     axes.flat[0].set_ylabel("loss, geometric mean of the pairs")
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False, handlelength=3.5)
-    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.legend(
+        handles, labels, loc="lower center", ncols=math.ceil(len(labels) / 2), frameon=False, handlelength=3.5
+    )
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
     figure.savefig(path, dpi=100)
     plt.close(figure)

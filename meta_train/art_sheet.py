@@ -28,7 +28,7 @@ def write_sheet(path: Path, pictures: dict[str, dict[str, Tensor]]) -> None:
     sheet = Image.new("RGB", (width, height), "white")
     pen, top = ImageDraw.Draw(sheet), _HEAD
     for column, text in enumerate(("photograph", "painting", *methods)):
-        pen.text((column * (_CELL + _GAP), 2), text, fill="black")
+        pen.text((column * (_CELL + _GAP), 2), text.removesuffix("-neural-art"), fill="black")
     for name, pair in rows:
         if pair == 0:
             text = f"{name}, after {chosen.SHOWN_STEP} steps (L-BFGS: evaluations)".replace(

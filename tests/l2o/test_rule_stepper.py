@@ -1,11 +1,12 @@
-"""A rule's stepper makes the steps of `update`."""
+"""A coordinate-wise rule's stepper makes the steps of `update`."""
 
 import pytest
 import torch
 
 
 @pytest.mark.parametrize("start", [0, 3])
-def test_steps_of_every_rule_equal_update(rule, start, generator):
+def test_steps_of_every_rule_equal_update(coordinatewise_rule, start, generator):
+    rule = coordinatewise_rule
     state = rule.init_coordinates(torch.zeros(7))
     with torch.no_grad():
         for _ in range(start):

@@ -247,6 +247,19 @@ def test_params_of_several_precisions_equal_truncated(float64):
     assert_recorded_equals_truncated(SGD(SGDConfig(0.1)), Mixed(), SAME, (3, 2), rtol=1e-7)
 
 
+def test_float64_optimizees_keep_their_precision_where_the_default_is_float32():
+    """A share of a third of the meta-loss, in float32, is 3e-8 off."""
+
+    class Square(Falling):
+        def init_params(self, tasks, n_tasks, generator):
+            return {"height": torch.rand(n_tasks, generator=generator, dtype=torch.float64)}
+
+        def loss(self, params, task, batch):
+            return params["height"].square()
+
+    assert_recorded_equals_truncated(SGD(SGDConfig(0.1)).double(), Square(), SAME, (3, 2))
+
+
 @pytest.mark.parametrize("dim", [1, 2, 5, 6, 11])
 def test_number_of_coordinates_does_not_matter(coordinatewise_rule, dim):
     """3 tasks: 3 to 33 coordinates, on both sides of the widths of vector registers."""
