@@ -47,7 +47,8 @@ class Lengths:
             raise ValueError("layer_lr goes with schedule layerwise")
         if (self.schedule in ("fixed", "layerwise")) != (self.min_horizon is None and self.min_truncation is None):
             raise ValueError(
-                "min_horizon and min_truncation go with schedule log-uniform or growing, which needs one of them"
+                "min_horizon and min_truncation go with schedule log-uniform or growing, which needs one of them; "
+                "for another schedule set both to None"
             )
 
     def draw(self, horizon: int, truncation: int, progress: float, generator: torch.Generator) -> tuple[int, int]:

@@ -191,8 +191,9 @@ def scaled(picture: Tensor, size: int, family: NeuralArt, source: str) -> Tensor
     height, width = painted_size(picture, size)
     least = least_size(family.network, family.layers)
     if min(height, width) < least:
+        advice = "crop the picture" if max(height, width) == LARGEST else "take a larger --size"
         raise ValueError(
             f"{source} would be painted at {width}×{height} pixels; {family.network} needs {least} on the shorter side "
-            f"and {LARGEST} on the longer one are the most: crop the picture, or take a larger --size"
+            f"and {LARGEST} on the longer one are the most: {advice}"
         )
     return resize(picture, height, width)

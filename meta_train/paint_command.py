@@ -17,7 +17,7 @@ from meta_train.threads import set_threads
 from tasks.data_files import DataError
 from tasks.features import Network
 from tasks.neural_art import Initial, NeuralArt, Parts
-from tasks.photographs import resize, style_picture
+from tasks.photographs import STYLES, resize, style_picture
 
 CONTENT_WEIGHT: dict[Initial, float] = {"content": 0.2, "noise": 2.0}
 """Defaults, beside a style weight of 10: chosen by looking at pictures."""
@@ -128,7 +128,11 @@ def _check_files(content: str, style: str, out: Path, strip: Path | None) -> Non
 
 def _read(source: str, role: str, size: int, family: NeuralArt) -> Tensor:
     """Return an image in [0, 1] at the size for the work, and say which that is."""
-    picture = style_picture(source, _READ_AT)
+    try:
+        picture = style_picture(source, _READ_AT)
+    except DataError as error:
+        hint = "; any image file will do in its place" if source in STYLES else ""
+        raise DataError(f"{error}{hint}") from error
     found = scaled(picture, size, family, f"the {role} {source}")
     height, width = found.shape[-2:]
     cut = painted_size(picture, size, sys.maxsize) != (height, width)

@@ -25,6 +25,8 @@ from l2o.rules.scheduled_adam import ScheduledAdam, ScheduledAdamConfig
 
 _TIMESCALE = 16.0
 """τ, steps: the default of `ScheduledAdam`."""
+_LARGEST_LOG = 30.0
+"""Of |log f_t|: beyond, every frequency but 0 is cut, or none is, and the square of f_t leaves float32."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ class SobolevRule(UpdateRule):
         height, width = updates.shape[-2:]
         squares = _frequencies(2 * height, updates)[:, None] ** 2 + _frequencies(2 * width, updates)[: width + 1] ** 2
         log_cutoff = self.log_cutoff + self.cutoff_power * (step / _TIMESCALE).log1p().to(self.log_cutoff.dtype)
+        log_cutoff = log_cutoff.clamp(-_LARGEST_LOG, _LARGEST_LOG)
         gain = (1 + squares / (2 * log_cutoff).exp()) ** (-self.order / 2)
         continued = torch.cat((updates, updates.flip(-1)), -1)
         continued = torch.cat((continued, continued.flip(-2)), -2)

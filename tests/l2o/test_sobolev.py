@@ -148,6 +148,14 @@ def test_a_forward_without_gradients_is_refused():
         rule(Observation(params, None, None, at(0)), rule.init_state(params))
 
 
+@pytest.mark.parametrize(("cutoff", "kept"), [(1e30, 1.0), (1e-30, 0.0)])
+def test_a_cutoff_of_any_size_gives_finite_numbers(cutoff, kept):
+    waves = torch.ones(6, 8)
+    waves[:, ::2] = -1.0
+    filtered = SobolevAdam(SobolevAdamConfig(cutoff=cutoff)).filtered(waves + 3, at(0))
+    torch.testing.assert_close(filtered, kept * waves + 3, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -188,8 +188,10 @@ def test_wrong_optimizers_are_refused(arguments, words):
 
 
 def test_pictures_too_narrow_for_the_network_are_refused(family):
-    with pytest.raises(ValueError, match="the style x would be painted at 2048×2 pixels; squeezenet1_1 needs"):
+    with pytest.raises(ValueError, match="the style x would be painted at 2048×2 pixels; squeezenet1_1 .* crop the"):
         scaled(torch.zeros(3, 4, 4000, dtype=torch.uint8), 24, family, "the style x")
+    with pytest.raises(ValueError, match="painted at 4×4 pixels; .* take a larger --size"):
+        scaled(torch.zeros(3, 50, 50, dtype=torch.uint8), 4, family, "x")
     assert scaled(torch.zeros(3, 50, 71, dtype=torch.uint8), 24, family, "x").shape == (3, 24, 34)
     assert scaled(torch.zeros(3, 1, 1, dtype=torch.uint8), 24, family, "x").shape == (3, 24, 24)
 
@@ -341,6 +343,12 @@ def test_missing_weights_say_where_to_get_them(l2o, monkeypatch, tmp_path):
     assert status == 2 and errors.count("\n") == 1
     for words in ("L2O_DATA is not set", "$L2O_DATA/nets", "download http://127", "--weights FILE"):
         assert words in errors
+
+
+def test_a_painting_that_is_not_at_hand_can_be_any_other(l2o, monkeypatch):
+    monkeypatch.delenv("L2O_DATA", raising=False)
+    status, _, errors = l2o("china", "the_scream", "-o", "a.png")
+    assert status == 2 and "set L2O_DATA" in errors and "any image file will do in its place" in errors
 
 
 @needs_nets
