@@ -48,11 +48,11 @@ def draw_sparse_coding(study: dict, curves: list[Row], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     methods = list(dict.fromkeys(row["method"] for row in curves))
     for name, axis, title in zip(
-        ("suboptimality", "change"), axes, ("(F − F*) / F*", "relative change of u"), strict=True
+        ("suboptimality", "mean_change"), axes, ("(F − F*) / F*", "relative change of a signal's u, mean"), strict=True
     ):
         for index, method in enumerate(methods):
             dash, colour = _STYLES[index % len(_STYLES)]
-            mine = [row for row in curves if row["method"] == method and (name != "change" or row["layer"] != "1")]
+            mine = [row for row in curves if row["method"] == method and (name != "mean_change" or row["layer"] != "1")]
             for number, seed in enumerate(dict.fromkeys(row["seed"] for row in mine)):
                 series = _series([row for row in mine if row["seed"] == seed], "layer", name)
                 label = None if number else method

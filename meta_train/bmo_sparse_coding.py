@@ -29,6 +29,8 @@ TUNING_SIGNALS = 256
 CERTIFIED = 128
 """Test signals whose optimum is bounded by duality."""
 REFERENCE_STEPS = 400
+SETTLED = 1e-6
+"""Relative change of a signal's u below which it counts as converged."""
 LEARNED = {
     "D-LADMM": TrainingPlan(beyond=0, iterations=700),
     "D-LADMM, loss to 2K": TrainingPlan(iterations=400),
@@ -165,7 +167,8 @@ def follow(entry: Learned, task: RobustSparseCoding, x: Tensor, optimum: Tensor)
         rows.append({
             "method": entry.name, "seed": entry.seed, "layer": layer, "suboptimality": float(gaps.mean()),
             "worst": float(gaps.max()), "change": float((after - before).norm() / before.norm().clamp(min=1e-30)),
-            "median_change": float(change.median()),
+            "mean_change": float(change.mean()), "median_change": float(change.median()),
+            "moving": float((change > SETTLED).double().mean()),
         })  # fmt: skip
         before = after
     return rows
@@ -177,9 +180,9 @@ def summarised(rows: list[dict], plans: dict[str, dict]) -> list[dict]:
     for method, layer in dict.fromkeys((row["method"], row["layer"]) for row in rows):
         mine = [row for row in rows if (row["method"], row["layer"]) == (method, layer)]
         row = {"method": method, "layer": layer, "n_seeds": len(mine)}
-        for name in ("suboptimality", "change"):
+        for name in ("suboptimality", "change", "mean_change"):
             values = [r[name] for r in mine]
             row |= {name: sum(values) / len(values), f"{name}_low": min(values), f"{name}_high": max(values)}
-        row |= {name: max(r[name] for r in mine) for name in ("worst", "median_change")}
+        row |= {name: max(r[name] for r in mine) for name in ("worst", "median_change", "moving")}
         out.append(row | {"train_cpu_s": plans.get(method, {}).get("cpu_s", 0.0)})
     return out
