@@ -2,11 +2,13 @@
 
 û_t = F⁻¹ [ κ_t · F u_t ],   κ_t(f) = (1 + (f / f_t)²)^(−p/2),   f_t = f_0 (1 + t / τ)^q
 
-u_t: update of a coordinate-wise rule; f: spatial frequency, cycles per pixel; f_0, p, q: learned. F is the Fourier
-transform of the picture continued by reflection, so that opposite edges do not leak into each other. With p = 2s the
-filter turns a gradient into that of the Sobolev space H^s (Neuberger 1997, Sobolev Gradients and Differential
-Equations). Here it is applied to updates, which no theorem covers; what it brings on pictures is in
-results/neural-art. A shape that spans many pixels then moves as one, where Adam gives every pixel a step of its own.
+u_t: update of a coordinate-wise rule; f: spatial frequency, cycles per pixel; f_0, p: learned. q is learned where the
+rule has schedules anyway, and 0 for the LSTM, which had learned a cutoff that grows within the steps of its training
+and disturbed the picture in later ones. F is the Fourier transform of the picture continued by reflection, so that
+opposite edges do not leak into each other. With p = 2s the filter turns a gradient into that of the Sobolev space H^s
+(Neuberger 1997, Sobolev Gradients and Differential Equations). Here it is applied to updates, which no theorem covers;
+what it brings on pictures is in results/neural-art. A shape that spans many pixels then moves as one, where Adam gives
+every pixel a step of its own.
 
 The filter acts on the last two axes of a tensor, height and width: these rules are for pictures. A tensor with fewer
 axes is left alone.
@@ -37,25 +39,35 @@ class FilterConfig:
     """f_0 > 0, cycles per pixel."""
     order: float = 1.5
     """p, dimensionless; 0 filters nothing, below 0 fine detail is enhanced."""
-    cutoff_power: float = 0.0
-    """q, dimensionless: the cutoff grows as (1 + t / 16)^q."""
 
     def __post_init__(self):
         """Check the ranges, after those of the rule that is filtered.
 
         Raises:
-            ValueError: if cutoff is not positive and finite, or order or cutoff_power not finite.
+            ValueError: if cutoff is not positive and finite, or order not finite.
         """
         super().__post_init__()  # pyright: ignore[reportAttributeAccessIssue] (of the rule's config, next in line)
         check_positive(cutoff=self.cutoff)
-        for name in ("order", "cutoff_power"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
+        if not math.isfinite(self.order):
+            raise ValueError(f"order must be finite, got {self.order}")
 
 
 @dataclass(frozen=True)
 class SobolevAdamConfig(FilterConfig, ScheduledAdamConfig):
     """Initial schedule and filter of `SobolevAdam`."""
+
+    cutoff_power: float = 0.0
+    """q, dimensionless: the cutoff grows as (1 + t / 16)^q."""
+
+    def __post_init__(self):
+        """Check the ranges.
+
+        Raises:
+            ValueError: from `FilterConfig`, or if cutoff_power is not finite.
+        """
+        super().__post_init__()
+        if not math.isfinite(self.cutoff_power):
+            raise ValueError(f"cutoff_power must be finite, got {self.cutoff_power}")
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,7 @@ class SobolevLSTMConfig(FilterConfig, LSTMConfig):
 class SobolevRule(UpdateRule):
     """What `SobolevAdam` and `SobolevLSTM` share: a coordinate-wise rule followed by a filter.
 
-    θ = {coordinates.…, log_cutoff, order, cutoff_power}.
+    θ = {coordinates.…, log_cutoff, order}.
 
     State and cost per coordinate are those of `coordinates`; the filter adds two Fourier transforms of four times the
     picture's size.
@@ -78,7 +90,6 @@ class SobolevRule(UpdateRule):
         self.coordinates, self.config = coordinates, coordinates.config
         self.log_cutoff = nn.Parameter(torch.tensor(math.log(self.config.cutoff)))
         self.order = nn.Parameter(torch.tensor(float(self.config.order)))
-        self.cutoff_power = nn.Parameter(torch.tensor(float(self.config.cutoff_power)))
 
     def init_state(self, params: Params) -> State:
         """See `UpdateRule.init_state`."""
@@ -105,14 +116,17 @@ class SobolevRule(UpdateRule):
         ]
         return add_flat(params, torch.cat(filtered)), state
 
+    def log_cutoff_at(self, step: Tensor) -> Tensor:
+        """Return log f_t, shape ()."""
+        return self.log_cutoff
+
     def filtered(self, updates: Tensor, step: Tensor) -> Tensor:
         """Return û_t for the update u_t of one tensor, shape (…, height, width), at least float32."""
         if updates.dim() < 2 or not updates.numel():
             return updates
         height, width = updates.shape[-2:]
         squares = _frequencies(2 * height, updates)[:, None] ** 2 + _frequencies(2 * width, updates)[: width + 1] ** 2
-        log_cutoff = self.log_cutoff + self.cutoff_power * (step / _TIMESCALE).log1p().to(self.log_cutoff.dtype)
-        log_cutoff = log_cutoff.clamp(-_LARGEST_LOG, _LARGEST_LOG)
+        log_cutoff = self.log_cutoff_at(step).clamp(-_LARGEST_LOG, _LARGEST_LOG)
         gain = (1 + squares / (2 * log_cutoff).exp()) ** (-self.order / 2)
         continued = torch.cat((updates, updates.flip(-1)), -1)
         continued = torch.cat((continued, continued.flip(-2)), -2)
@@ -125,7 +139,7 @@ GradientRule = CoordinatewiseRule | SobolevRule
 
 
 class SobolevAdam(SobolevRule):
-    """`ScheduledAdam` followed by a filter.
+    """`ScheduledAdam` followed by a filter whose cutoff has a schedule as well: θ has cutoff_power in addition.
 
     Raises:
         ValueError: from `SobolevAdamConfig`, if the config is out of range.
@@ -133,7 +147,13 @@ class SobolevAdam(SobolevRule):
 
     def __init__(self, config: SobolevAdamConfig | None = None):
         """Begin with the numbers of the config."""
-        super().__init__(ScheduledAdam(config or SobolevAdamConfig()))
+        config = config or SobolevAdamConfig()
+        super().__init__(ScheduledAdam(config))
+        self.cutoff_power = nn.Parameter(torch.tensor(float(config.cutoff_power)))
+
+    def log_cutoff_at(self, step: Tensor) -> Tensor:
+        """Return log f_t, shape ()."""
+        return self.log_cutoff + self.cutoff_power * (step / _TIMESCALE).log1p().to(self.log_cutoff.dtype)
 
 
 class SobolevLSTM(SobolevRule):
