@@ -179,11 +179,12 @@ def painted_size(picture: Tensor, size: int, largest: int = LARGEST) -> tuple[in
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def scaled(picture: Tensor, size: int, family: NeuralArt, source: str) -> Tensor:
+def scaled(picture: Tensor, size: int, family: NeuralArt, source: str, option: str = "--size") -> Tensor:
     """Return a picture (3, height, width), uint8, at `painted_size`, float32 in [0, 1].
 
     Args:
         source: names it in messages.
+        option: of the command line that asks for the size.
 
     Raises:
         ValueError: if it becomes too narrow for the layers of the family.
@@ -191,7 +192,7 @@ def scaled(picture: Tensor, size: int, family: NeuralArt, source: str) -> Tensor
     height, width = painted_size(picture, size)
     least = least_size(family.network, family.layers)
     if min(height, width) < least:
-        advice = "crop the picture" if max(height, width) == LARGEST else "take a larger --size"
+        advice = "crop the picture" if max(height, width) == LARGEST else f"take a larger {option}"
         raise ValueError(
             f"{source} would be painted at {width}×{height} pixels; {family.network} needs {least} on the shorter side "
             f"and {LARGEST} on the longer one are the most: {advice}"

@@ -1,6 +1,7 @@
 """The command `l2o paint`: a photograph in the style of a painting."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -79,8 +80,11 @@ def paint_command(
         threads: CPU threads; None takes all cores.
     """
     _check_files(content, style, out, strip)
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    for name, number in (("steps", steps), ("style_size", 1 if style_size is None else style_size)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be at least 0 and below 2^63, got {seed}")
     set_threads(threads)
     family = NeuralArt(
         size=size, initial=initial, network=network, weights=None if weights is None else str(weights),
@@ -95,14 +99,18 @@ def paint_command(
         raise DataError(f"{error} (--weights FILE)") from error
     rule = build_optimizer(optimizer, image, lr, checkpoint)
     album = Album(strip_steps(steps) if strip else ())
-    interrupted = False
+    heeded = None
     with tqdm(total=steps, unit="step", dynamic_ncols=True, disable=None) as bar:
         try:
             paint(family, batch, image, rule, steps, album, lambda look: _advance(bar, look))
         except KeyboardInterrupt:  # the album is complete at every moment
-            interrupted = True
-    _write(family, batch["start"], album, out, strip, interrupted)
-    _say(album, steps, out, interrupted)
+            heeded = signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one must not cost the picture
+    try:
+        _write(family, batch["start"], album, out, strip, interrupted=heeded is not None)
+    finally:
+        if heeded is not None:
+            signal.signal(signal.SIGINT, heeded)
+    _say(album, steps, out, interrupted=heeded is not None)
 
 
 def strip_steps(steps: int) -> tuple[int, ...]:
@@ -133,7 +141,8 @@ def _read(source: str, role: str, size: int, family: NeuralArt) -> Tensor:
     except DataError as error:
         hint = "; any image file will do in its place" if source in STYLES else ""
         raise DataError(f"{error}{hint}") from error
-    found = scaled(picture, size, family, f"the {role} {source}")
+    option = "--style-size" if role == "style" else "--size"
+    found = scaled(picture, size, family, f"the {role} {source}", option)
     height, width = found.shape[-2:]
     cut = painted_size(picture, size, sys.maxsize) != (height, width)
     note = f" (reduced: the longer side has at most {LARGEST})" if cut else ""
@@ -174,7 +183,7 @@ def _say(album: Album, steps: int, out: Path, interrupted: bool) -> None:
         )
     if album.ended:
         print(f"l2o: ended at step {album.step} of {steps}: {album.ended}", file=sys.stderr)
-    if best.step == 1 and steps > 1:
-        print("l2o: no picture was better than the start; a lower --lr may help", file=sys.stderr)
+    if best.step == 1 and steps > 1 and best.loss > 0 and not album.ended:
+        print("l2o: no picture was better than the start; another --lr may help", file=sys.stderr)
     count = f"{album.step} computations of loss and gradient"
     print(f"{out}: loss {best.loss:.4g} ({_parts(best.parts)}), the least of {count}")

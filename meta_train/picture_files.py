@@ -39,7 +39,7 @@ def check_output(path: Path) -> None:
 
 def write_picture(picture: Tensor, path: Path) -> None:
     """Write a picture (3, height, width), RGB in [0, 1]; an existing file is replaced when the new one is complete."""
-    content, part = encode(picture, path), path.with_name(f".{path.name}.part")
+    content, part = encode(picture, path), path.with_name(f".{os.getpid()}.part")
     try:
         part.write_bytes(content)
         os.replace(part, path)

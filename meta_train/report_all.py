@@ -28,7 +28,7 @@ def report_all(names: Sequence[Path], out: Path | None) -> tuple[list[Section], 
     directories = expand(names)
     alone = out is None and list(names) == directories and len(directories) == 1
     stem = None if alone else _stem(names, directories, out)
-    written = [file for directory in directories for file in _rebuild(directory, alone)]
+    written = [file for directory in directories for file in _rebuild(directory)]
     sections = [read_section(directory) for directory in directories]
     return sections, written if stem is None else [*written, *write_page(sections, stem)]
 
@@ -59,12 +59,12 @@ def _stem(names: Sequence[Path], directories: Sequence[Path], out: Path | None) 
     return next(iter(parents.values())) / "report"
 
 
-def _rebuild(directory: Path, alone: bool) -> list[Path]:
+def _rebuild(directory: Path) -> list[Path]:
     """Rebuild a benchmark; other directories are shown as their own commands wrote them."""
     if (directory / "recovery.json").is_file():
         write_recovery_report(directory)
         return [directory / "README.md", directory / "curves.png"]
-    if not alone and not is_benchmark(directory) and (directory / "README.md").is_file():
+    if not is_benchmark(directory) and (directory / "README.md").is_file():
         return []
     write_report(directory)
     return [directory / "README.md", directory / "curves.png"]

@@ -5,15 +5,17 @@ import torch
 from meta_train.distributed import Message, Ranks, default_threads
 from meta_train.run_directory import RunDirectory
 
+_MOST = 1024
+
 
 def set_threads(threads: int | None) -> None:
     """Set torch's CPU threads; None leaves them as they are.
 
     Raises:
-        ValueError: if fewer than one is asked for.
+        ValueError: if fewer than one is asked for, or so many that starting them could fail.
     """
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
+    if threads is not None and not 1 <= threads <= _MOST:
+        raise ValueError(f"threads must be at least 1 and at most {_MOST}, got {threads}")
     if threads is not None:
         torch.set_num_threads(threads)
 

@@ -296,6 +296,13 @@ def test_an_interrupted_painting_is_saved_and_said(l2o, monkeypatch):
         "_advance",
         lambda bar, look: signal.raise_signal(signal.SIGINT) if look.step == 3 else advance(bar, look),
     )
+    write = paint_command.write_picture
+
+    def impatient(picture, path):
+        signal.raise_signal(signal.SIGINT)  # a second one, while the picture is written
+        write(picture, path)
+
+    monkeypatch.setattr(paint_command, "write_picture", impatient)
     status, _, errors = l2o("china", "flower", "-o", "a.png", "--optimizer", "adam", "--strip", "s.png")
     assert (status, pixels("a.png").shape, pixels("s.png").shape) == (130, (40, 60, 3), (40, 2 * 60 + 4, 3))
     assert errors.startswith("l2o: interrupted at step 3 of 4; a.png holds the best picture so far (content ")
@@ -312,6 +319,9 @@ def test_an_interrupted_painting_is_saved_and_said(l2o, monkeypatch):
         (("china", "flower", "-o", "a.png", "--strip", "a.doc"), "Pillow writes no colour pictures as .doc"),
         (("china", "flower", "-o", "a.png", "--strip", "a.png"), "cannot be both the painting and the strip"),
         (("photo.png", "flower", "-o", "photo.png"), "photo.png is one of the images to read"),
+        (("china", "flower", "-o", "a.png", "--style-size", "0"), "style_size must be at least 1, got 0"),
+        (("china", "flower", "-o", "a.png", "--style-size", "3"), "take a larger --style-size"),
+        (("china", "flower", "-o", "a.png", "--seed", str(2**64)), "seed must be at least 0 and below 2^63"),
         (("china", "flower", "-o", "a.png", "--style-weight", "-1"), "style_weight must be a number of at least 0"),
         (("china", "flower", "-o", "a.png", "--optimizer", "adam", "--lr", "0"), "lr must be a positive number"),
         (

@@ -118,12 +118,25 @@ def test_vgg_leaves_out_the_classifier_of_a_file(tmp_path):
         network.logits(torch.rand(1, 3, 16, 16))
 
 
+@pytest.mark.parametrize("content", [b"no weights", b"hello, I am no picture\n" * 20, b""])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".npz"])
-def test_files_that_hold_no_weights_are_refused(tmp_path, suffix):
+def test_files_that_hold_no_weights_are_refused(tmp_path, suffix, content):
     path = tmp_path / f"weights{suffix}"
-    path.write_bytes(b"no weights")
+    path.write_bytes(content)
     with pytest.raises(DataError, match="cannot be read as weights"):
         load_network("squeezenet1_1", str(path))
+
+
+def test_arrays_that_are_no_weights_are_refused(tmp_path):
+    path = tmp_path / "weights.npz"
+    for save in (lambda file: np.save(file, np.ones(3)), lambda file: np.savez(file, name=np.array(["text"]))):
+        with path.open("wb") as file:
+            save(file)
+        with pytest.raises(DataError, match="cannot be read as weights"):
+            load_network("squeezenet1_1", str(path))
+    torch.save({1: torch.ones(2)}, tmp_path / "numbers.pth")
+    with pytest.raises(DataError, match="holds no state dict"):
+        load_network("squeezenet1_1", str(tmp_path / "numbers.pth"))
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):
