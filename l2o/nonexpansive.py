@@ -6,11 +6,11 @@
     contraction        ‖Tu − Tv‖_H ≤ c ‖u − v‖_H with c < 1
 
 An affine T is certified exactly, by the singular values of G J G⁻¹ with H = GᵀG. Of any other T only counterexamples
-are certain: pairs of points, and at each of them the norm of the Jacobian, by power iteration on J*J (J* the adjoint in
-H). Random pairs alone miss the few directions in which a network expands.
+are certain: pairs of points, and at each of them the norm of the Jacobian (`l2o.nonexpansive_search`). Random pairs
+alone miss the few directions in which a network expands.
 
-Source: Bauschke & Combettes 2017, Convex Analysis and Monotone Operator Theory, prop. 4.35 (averaged). The search by
-power iteration is ours.
+Source: Bauschke & Combettes 2017, Convex Analysis and Monotone Operator Theory, prop. 4.35 (averaged). The search is
+ours.
 """
 
 from typing import NamedTuple
@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from l2o.metric import Euclidean, Metric, Step, columns, dense
+from l2o.nonexpansive_search import worst_directions
 from l2o.packing import Packing, Unknown
 
 _ROUNDING = 1e-6
-"""Relative excess over 1 that float64 sums and power iterations explain."""
+"""Relative excess over 1 that float64 sums explain."""
 
 
 class MapCertificate(NamedTuple):
@@ -59,17 +60,18 @@ class MapCertificate(NamedTuple):
         return f"{kind} ({how}): Lipschitz constant {self.lipschitz:.6g}, averaged with {self.averagedness:.4g}"
 
 
-def certify_samples(step: Step, points: Unknown, metric: Metric | None = None, iterations: int = 30) -> MapCertificate:
+def certify_samples(step: Step, points: Unknown, metric: Metric | None = None, iterations: int = 100) -> MapCertificate:
     """Look for expansion of T: between the points, and along the worst direction at each.
 
     Args:
         step: T, of points with one batch axis, differentiable by autograd, items independent of each other.
         points: where to look, each tensor of shape (items, own axes…), at least two items.
         metric: H; None is the identity.
-        iterations: power iterations at each point.
+        iterations: Lanczos steps at each point at most; so many times the memory of the points is held.
 
     Raises:
-        ValueError: if there are fewer than two points, or T gives no finite values.
+        ValueError: if there are fewer than two points, or T gives no finite values or derivatives, or values
+            that have no gradient though T is not constant.
     """
     metric, packing = metric or Euclidean(), Packing(points, batch_axes=1)
     flat = packing.pack(points).detach()
@@ -81,7 +83,7 @@ def certify_samples(step: Step, points: Unknown, metric: Metric | None = None, i
         pairs = _Pairs(flat - other, moved - moved.roll(1, 0))
     if not bool(moved.isfinite().all()):
         raise ValueError("the map gives values that are not finite at some points")
-    directions = _worst_directions(step, flat, packing, metric, iterations)
+    directions = _Pairs(*worst_directions(step, flat, packing, metric, iterations))
     lipschitz, averagedness = (
         max(values) for values in zip(*(_judge(p, packing, metric) for p in (pairs, directions)), strict=True)
     )
@@ -131,31 +133,6 @@ def _judge(pairs: _Pairs, packing: Packing, metric: Metric) -> tuple[float, floa
     moving = seen & (rest > 1e-12 * apart)
     kappa = ((apart - images)[moving] / rest[moving]).clamp(min=0)
     return float(ratios.max()) if len(ratios) else 0.0, float((1 / (1 + kappa)).max()) if len(kappa) else 0.0
-
-
-def _worst_directions(step: Step, flat: Tensor, packing: Packing, metric: Metric, iterations: int) -> _Pairs:
-    """Power iteration on J*J = H⁻¹JᵀHJ at all points at once: directions d and their images Jd."""
-    generator = torch.Generator(device=flat.device).manual_seed(0)
-    d = torch.randn(flat.shape, generator=generator, dtype=flat.dtype, device=flat.device)
-    with torch.enable_grad():
-        x = flat.clone().requires_grad_()
-        image = packing.pack(step(packing.unpack(x)))
-        dual = torch.zeros_like(image, requires_grad=True)
-        (pulled,) = torch.autograd.grad(image, x, dual, create_graph=True)  # Jᵀ dual, linear in dual
-
-    def forward(d: Tensor) -> Tensor:
-        return torch.autograd.grad(pulled, dual, d, retain_graph=True, materialize_grads=True)[0]
-
-    def adjoint(v: Tensor) -> Tensor:
-        weighted = packing.pack(metric.apply(packing.unpack(v)))
-        (back,) = torch.autograd.grad(image, x, weighted, retain_graph=True, materialize_grads=True)
-        return packing.pack(metric.solve(packing.unpack(back)))
-
-    for _ in range(iterations):
-        d = d / metric.norm(packing.unpack(d)).clamp(min=1e-30).unsqueeze(-1)
-        following = adjoint(forward(d)).detach()
-        d = torch.where(following.norm(dim=-1, keepdim=True) > 0, following, d)
-    return _Pairs(d, forward(d).detach())
 
 
 def _check_affine(step: Step, packing: Packing, J: Tensor, offset: Tensor) -> None:
