@@ -74,6 +74,34 @@ def test_search_in_a_metric_finds_the_norm_of_the_whitened_matrix():
     assert found.lipschitz == pytest.approx(exact.lipschitz, rel=1e-6)
 
 
+@pytest.mark.parametrize("apart", [1.0, 1e-2, 1e-4])
+def test_near_points_do_not_make_a_rotation_expansive_in_single_precision(apart):
+    Q = orthogonal(50).float()
+    points = draw(1, 50) + apart * draw(40, 50, seed=1)
+    points[0] += 1
+    certificate = certify_samples(lambda u: u @ Q, points.float())
+    assert certificate.nonexpansive, certificate
+    # 1e-5: single precision
+    assert certificate.lipschitz == pytest.approx(1, abs=1e-5)
+
+
+def test_points_that_rounding_cannot_tell_apart_are_refused():
+    near = draw(1, 50) + 1e-4 * draw(6, 50, seed=1)
+    with pytest.raises(ValueError, match="too near to each other for torch.float32.*float64"):
+        certify_samples(lambda u: u, near.float())
+    assert certify_samples(lambda u: u / 2, near).lipschitz == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="too near"):
+        certify_samples(lambda u: u, near[:1].expand(3, -1))
+
+
+def test_single_precision_projection_is_averaged_by_one_half():
+    basis = orthogonal(400)[:, :150]
+    P = (basis @ basis.mT).float()
+    certificate = certify_samples(lambda u: u @ P + 1, draw(8, 400).float())
+    # 1e-3: rounding of small differences in single precision
+    assert certificate.averaged and certificate.averagedness == pytest.approx(0.5, abs=1e-3)
+
+
 def test_constant_map_is_a_contraction_of_norm_zero():
     for constant in (torch.ones_like, lambda u: torch.ones_like(u) + 0 * u):
         certificate = certify_samples(constant, draw(4, 5))
