@@ -7,13 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from l2o.layer_norms import nonexpansive
-from l2o.metric import Dense, Euclidean, check_positive_definite, dense, in_metric
+from l2o.metric import Dense, Euclidean, Metric, check_positive_definite, dense, in_metric
 from l2o.nonexpansive import certify_affine, certify_samples
 
 
 class Pair(NamedTuple):
     x: Tensor
     y: Tensor
+
+
+class IndefiniteMetric(Metric):
+    def apply(self, u):
+        return -u
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -110,6 +115,52 @@ def test_dense_metric_solves_what_it_applies_and_weighs_inner_products():
     torch.testing.assert_close(metric.inner(u, v), (flat_u @ H * flat_v).sum(-1))
     torch.testing.assert_close(dense(metric, Pair(u.x[:1], u.y[:1])), H)
     torch.testing.assert_close(Euclidean().norm(u), flat_u.norm(dim=-1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "bent",
+    [
+        lambda u: torch.where(u.abs() < 20, 0.5 * u, 3 * u - 50 * u.sign()),
+        lambda u: 0.9999 * u + 5e-5 * torch.sin(2000 * torch.pi * u),
+        lambda u: u.clamp(-1000, 1000) / 2,
+    ],
+)
+def test_map_that_bends_only_far_away_or_only_in_ripples_is_not_proven_affine(bent, dtype):
+    with pytest.raises(ValueError, match="not affine.*rounding explains"):
+        certify_affine(bent, torch.zeros(1, 10, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_eigenvalue_minus_one_is_not_averaged_in_any_precision(dtype):
+    certificate = certify_affine(lambda u: u.flip(1), torch.zeros(1, 50, dtype=dtype))
+    assert certificate.nonexpansive and not certificate.averaged and not certificate.contraction
+    assert str(certificate).startswith("nonexpansive (proven")
+
+
+@pytest.mark.parametrize("size", [0.0, 100.0, 1e6])
+def test_single_precision_rotation_is_nonexpansive_whatever_its_offset(size):
+    Q, offset = orthogonal(60).float(), size * draw(60, seed=1).float()
+    certificate = certify_affine(lambda u: u @ Q + offset, torch.zeros(1, 60))
+    # 1e-5: single precision
+    assert certificate.nonexpansive and certificate.lipschitz == pytest.approx(1, abs=1e-5)
+
+
+def test_slow_contraction_is_averaged_too():
+    for dtype in (torch.float32, torch.float64):
+        certificate = certify_affine(lambda u: -0.9999 * u, torch.zeros(1, 3, dtype=dtype))
+        assert certificate.contraction and certificate.averaged
+
+
+def test_certify_affine_says_what_it_takes_and_what_map_it_refuses():
+    for wrong in (draw(10), draw(2, 5)):
+        with pytest.raises(ValueError, match="takes one item, tensors of shape .1, own axes….*unsqueeze"):
+            certify_affine(lambda u: u / 2, wrong)
+    with pytest.raises(ValueError, match="not finite at 0"):
+        certify_affine(lambda u: 1 / u, draw(1, 3))
+    indefinite = IndefiniteMetric()
+    with pytest.raises(ValueError, match="positive definite"):
+        certify_affine(lambda u: u / 2, draw(1, 3), indefinite)
 
 
 def test_wrong_metrics_and_samples_are_refused():
