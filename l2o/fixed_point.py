@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from l2o.anderson import Anderson
+from l2o.fixed_point_distance import require_nearness
 from l2o.fixed_point_loop import Loop, Run, require_convergence, run
 from l2o.implicit import Adjoint, Policy, attach, check_policy, requires_grad
 from l2o.implicit_params import Explicit, solve_explicit
@@ -94,7 +95,8 @@ def fixed_point(
 
     Raises:
         NotConvergedError: if gradient="implicit" and the iteration, or in the backward pass the linear system, did not
-            converge, unless `on_failure` says otherwise.
+            converge, unless `on_failure` says otherwise. Where a gradient is recorded, the distance to the nearest
+            fixed point is estimated too, from below: see `l2o.fixed_point_distance` for what that cannot see.
         TypeError: if the start holds something else than real floating-point tensors.
         ValueError: if an option is out of its range, or the step gives another shape than it takes.
     """
@@ -154,12 +156,14 @@ def attach_checked(step: Callable[[Tensor], Tensor], end: Run, tol: float, adjoi
     """Measure the residual at the end of a run, and attach the implicit gradient.
 
     Raises:
-        NotConvergedError: if the residual of an item is above tol, unless the policy says otherwise.
+        NotConvergedError: if the residual of an item is above tol, or its distance from a fixed point is large, unless
+            the policy says otherwise.
     """
     point = end.u.detach().requires_grad_()
     image = step(point)
     end = end.settled(image)
     require_convergence(end, tol, adjoint.on_failure)
+    require_nearness(end, point, image, tol, adjoint.on_failure)
     return end._replace(u=attach(point, image, adjoint))
 
 

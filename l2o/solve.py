@@ -87,8 +87,8 @@ def solve(
         on_failure: what to do if gradient="implicit" is not valid: "raise", "warn" or "ignore".
 
     Raises:
-        NotConvergedError: if gradient="implicit", but the rule has not come to a fixed point, or in the backward pass
-            its linear system was not solved.
+        NotConvergedError: if gradient="implicit", but the rule has not come to a fixed point (the residual and an
+            estimate of the distance are looked at), or in the backward pass its linear system was not solved.
         TypeError: if the rule is none, but a name for instance, or the problem is none, a number of steps is no
             integer, or tol is no number.
         ValueError: if both or neither of steps and tol are given (and the rule has no number of layers), one is out of
