@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from l2o.anderson import Anderson
-from l2o.implicit import Policy, refuse
+from l2o.implicit import Policy, explained, refuse
 from l2o.linear_solvers import norms, ratio
 
 
@@ -28,6 +28,12 @@ class Loop:
 
 _CURE = 'Allow more steps, accept a larger residual, accelerate, make T a contraction, or use gradient="unrolled"'
 _ROOT_CURE = "Start nearer to a root, allow more steps, take another solver, or accept a larger tol; g may have no root"
+
+
+_NO_VMAP = (
+    "inside torch.vmap a loop cannot look whether items have converged: give steps=, or the items as batch axes "
+    '(batch_axes=), or use gradient="implicit" with params'
+)
 
 
 class Run(NamedTuple):
@@ -82,7 +88,8 @@ def run(step: Callable[[Tensor], Tensor], u: Tensor, loop: Loop, before: Run | N
 
 
 def _goes_on(active: Tensor, residual: Tensor) -> bool:
-    return bool(active.any() & torch.isfinite(residual).all())
+    with explained(_NO_VMAP):
+        return bool(active.any() & torch.isfinite(residual).all())
 
 
 def require_convergence(end: Run, tol: float, policy: Policy, is_root: bool = False) -> None:

@@ -20,7 +20,7 @@ from l2o.fixed_point_loop import Loop, Run, require_convergence, run
 from l2o.implicit import Adjoint, Policy, attach, check_policy, requires_grad
 from l2o.implicit_params import Explicit, solve_explicit
 from l2o.krylov import GMRES
-from l2o.linear_solvers import LinearSolver, default_tolerance, norms
+from l2o.linear_solvers import LinearSolver, check_solver, default_tolerance, norms
 from l2o.newton import Newton, relative_residual
 from l2o.packing import Packing, Unknown
 
@@ -64,10 +64,11 @@ def root(
         NotConvergedError: if no root was found, or, in the backward pass, the linear system was not solved, unless
             `on_failure` says otherwise. Where a gradient is recorded, the distance to the nearest root is estimated
             too, from below: see `l2o.fixed_point_distance` for what that cannot see.
-        TypeError: if the start holds something else than real floating-point tensors.
+        TypeError: if the start holds something else than real floating-point tensors, or `adjoint` is no linear solver.
         ValueError: if an option is out of its range, or g gives another shape than it takes.
     """
     check_policy(on_failure)
+    check_solver(adjoint)
     if tol is not None and not tol > 0:
         raise ValueError(f"tol must be above 0, got {tol}")
     packing = Packing(start, batch_axes)
