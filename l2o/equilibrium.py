@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from l2o.anderson import Anderson
-from l2o.fixed_point import FixedPointResult, GradientMode, fixed_point
+from l2o.fixed_point import FixedPointResult, GradientMode, check_options, fixed_point
 from l2o.implicit import Policy
 from l2o.linear_solvers import LinearSolver
 from l2o.packing import Unknown
@@ -42,7 +42,8 @@ class FixedPoint(nn.Module):
         batch_axes: leading axes of z that number items; the cell must not mix them, else give 0. Not for a rule.
 
     Raises:
-        ValueError: if a rule is given an option that only modules have.
+        TypeError: if `acceleration` is no Anderson, or `adjoint` no linear solver.
+        ValueError: if a rule is given an option that only modules have, or an option is out of its range.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class FixedPoint(nn.Module):
         on_failure: Policy = "raise",
     ):
         super().__init__()
+        check_options(gradient, steps, tol, max_steps, last, acceleration, adjoint, on_failure)
         self.cell, self.start, self.batch_axes, self.acceleration = cell, start, batch_axes, acceleration
         self.options: dict[str, Any] = {
             "gradient": gradient,

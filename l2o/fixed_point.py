@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from l2o.anderson import Anderson
+from l2o.fixed_point_distance import require_nearness
 from l2o.fixed_point_loop import Loop, Run, require_convergence, run
 from l2o.implicit import Adjoint, Policy, attach, check_policy, requires_grad
 from l2o.implicit_params import Explicit, solve_explicit
 from l2o.krylov import GMRES
-from l2o.linear_solvers import LinearReport, LinearSolver, default_tolerance
+from l2o.linear_solvers import LinearReport, LinearSolver, check_solver, default_tolerance
 from l2o.packing import Packing, Unknown
 
 GradientMode = Literal["implicit", "unrolled", "truncated", "one_step"]
@@ -94,11 +95,14 @@ def fixed_point(
 
     Raises:
         NotConvergedError: if gradient="implicit" and the iteration, or in the backward pass the linear system, did not
-            converge, unless `on_failure` says otherwise.
-        TypeError: if the start holds something else than real floating-point tensors.
+            converge, unless `on_failure` says otherwise. Where a gradient is recorded, the distance to the nearest
+            fixed point is estimated too, from below: see `l2o.fixed_point_distance` for what that cannot see. Under
+            torch.no_grad() too, where only the residual is looked at; not with gradient=None.
+        TypeError: if the start holds something else than real floating-point tensors, `acceleration` is no Anderson,
+            `adjoint` is no linear solver, or, under vmap, convergence would have to be looked at.
         ValueError: if an option is out of its range, or the step gives another shape than it takes.
     """
-    _check(gradient, steps, tol, max_steps, last, acceleration, on_failure)
+    check_options(gradient, steps, tol, max_steps, last, acceleration, adjoint, on_failure)
     packing = Packing(start, batch_axes)
     loop = Loop(steps, max_steps, default_tolerance(packing.dtype) if tol is None else tol, acceleration)
     how = Adjoint(adjoint or GMRES(), on_failure)
@@ -114,11 +118,11 @@ def fixed_point(
 
     if gradient == "implicit" and params is not None:
         end = solve_explicit(Explicit(packed, partial(_find, loop=loop), loop.tol, how), first, leaves)
+    elif gradient == "implicit":
+        end = implicit(bound, first, loop, how)
     elif gradient is None or not torch.is_grad_enabled():
         with torch.no_grad():
             end = run(bound, first, loop)
-    elif gradient == "implicit":
-        end = implicit(bound, first, loop, how)
     else:
         end = recorded(bound, first, loop, {"one_step": 1, "truncated": last}.get(gradient))
     shape = packing.batch_shape
@@ -144,31 +148,52 @@ def implicit(step: Callable[[Tensor], Tensor], start: Tensor, loop: Loop, adjoin
         TypeError: if the step closes over what a transform of torch.func differentiates or batches.
         NotConvergedError: if it has not, unless the policy says otherwise.
     """
-    depends = requires_grad(step(start.detach()))
+    depends = torch.is_grad_enabled() and requires_grad(step(start.detach()))
     with torch.no_grad():
-        end = run(step, start, loop)
-    return attach_checked(step, end, loop.tol, adjoint) if depends else end
+        end = _find(step, start, loop) if not depends else run(step, start, loop)
+    if depends:
+        return attach_checked(step, end, loop.tol, adjoint)
+    require_convergence(end, loop.tol, adjoint.on_failure)
+    return end
 
 
 def attach_checked(step: Callable[[Tensor], Tensor], end: Run, tol: float, adjoint: Adjoint) -> Run:
     """Measure the residual at the end of a run, and attach the implicit gradient.
 
     Raises:
-        NotConvergedError: if the residual of an item is above tol, unless the policy says otherwise.
+        NotConvergedError: if the residual of an item is above tol, or its distance from a fixed point is large, unless
+            the policy says otherwise.
     """
     point = end.u.detach().requires_grad_()
     image = step(point)
     end = end.settled(image)
     require_convergence(end, tol, adjoint.on_failure)
+    require_nearness(end, point, image, tol, adjoint.on_failure)
     return end._replace(u=attach(point, image, adjoint))
 
 
 def _find(step: Callable[[Tensor], Tensor], start: Tensor, loop: Loop) -> Run:
+    """Iterate, and measure the residual where that ends."""
     end = run(step, start, loop)
     return end.settled(step(end.u))
 
 
-def _check(gradient: Any, steps: Any, tol: Any, max_steps: int, last: int, acceleration: Any, policy: str) -> None:
+def check_options(
+    gradient: Any,
+    steps: Any,
+    tol: Any,
+    max_steps: int,
+    last: int,
+    acceleration: Any,
+    adjoint: Any,
+    policy: str,
+) -> None:
+    """Check the options of `fixed_point`.
+
+    Raises:
+        TypeError: if `acceleration` is no Anderson, or `adjoint` no linear solver.
+        ValueError: if one is out of its range, or two do not fit each other.
+    """
     if gradient is not None and gradient not in get_args(GradientMode):
         raise ValueError(f"gradient must be None or one of {', '.join(get_args(GradientMode))}, got {gradient!r}")
     if (steps is not None and steps < 0) or max_steps < 0 or last < 1:
@@ -177,4 +202,7 @@ def _check(gradient: Any, steps: Any, tol: Any, max_steps: int, last: int, accel
         raise ValueError(f"tol must be above 0, got {tol}")
     if acceleration is not None and gradient == "unrolled":
         raise ValueError('acceleration is not recorded: with gradient="unrolled" leave it out, or use "implicit"')
+    if acceleration is not None and not isinstance(acceleration, Anderson):
+        raise TypeError(f"acceleration must be an l2o.Anderson, for instance Anderson(), or None; got {acceleration!r}")
+    check_solver(adjoint)
     check_policy(policy)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from l2o.anderson import Anderson
-from l2o.implicit import Policy, refuse
+from l2o.implicit import Policy, explained, refuse
 from l2o.linear_solvers import norms, ratio
 
 
@@ -26,6 +26,16 @@ class Loop:
     """None: plain steps."""
 
 
+_CURE = 'Allow more steps, accept a larger residual, accelerate, make T a contraction, or use gradient="unrolled"'
+_ROOT_CURE = "Start nearer to a root, allow more steps, take another solver, or accept a larger tol; g may have no root"
+
+
+_NO_VMAP = (
+    "inside torch.vmap a loop cannot look whether items have converged: give steps=, or the items as batch axes "
+    '(batch_axes=), or use gradient="implicit" with params'
+)
+
+
 class Run(NamedTuple):
     """Where the loop has come."""
 
@@ -36,7 +46,7 @@ class Run(NamedTuple):
     residual: Tensor
     """Relative residual where it was measured last, shape (items,); inf before the first step."""
     scale: Tensor
-    """‖T(u_0) − u_0‖, of the first step that moves the item; shape (items,), 0 before."""
+    """‖T(u_0) − u_0‖, of the first step that moves the item; shape (items,), 0 before. Of a root: ‖u − u_0‖."""
 
     def measured(self, image: Tensor) -> "Run":
         """Return it with ‖T(u) − u‖ / max(‖u‖, ‖T(u_0) − u_0‖) of each item: no unit, and 0 where the change is.
@@ -78,11 +88,12 @@ def run(step: Callable[[Tensor], Tensor], u: Tensor, loop: Loop, before: Run | N
 
 
 def _goes_on(active: Tensor, residual: Tensor) -> bool:
-    return bool(active.any() & torch.isfinite(residual).all())
+    with explained(_NO_VMAP):
+        return bool(active.any() & torch.isfinite(residual).all())
 
 
-def require_convergence(end: Run, tol: float, policy: Policy) -> None:
-    """Refuse the gradient of a point that is no fixed point.
+def require_convergence(end: Run, tol: float, policy: Policy, is_root: bool = False) -> None:
+    """Refuse the gradient of a point that is no fixed point, or no root.
 
     Raises:
         NotConvergedError: if it is not, unless the policy says otherwise.
@@ -91,10 +102,11 @@ def require_convergence(end: Run, tol: float, policy: Policy) -> None:
     if not bool(open_.any()):
         return
     worst = float(end.residual.nan_to_num(nan=torch.inf, posinf=torch.inf).max())
+    made = int(end.steps.max())
+    after = f" after {made} steps" if made or not is_root else ""  # a solver of one's own counts none
     refuse(
         f"the lower level did not converge, so the implicit gradient is not valid: {int(open_.sum())} of "
-        f"{open_.numel()} items have a relative residual ‖T(u) − u‖ above tol={tol:.1e} (the worst {worst:.1e}) after "
-        f"{int(end.steps.max())} steps. Allow more steps, accept a larger residual, accelerate, make T a contraction, "
-        'or use gradient="unrolled"; on_failure="warn" goes on',
+        f"{open_.numel()} items have a relative residual {'‖g(u)‖' if is_root else '‖T(u) − u‖'} above tol={tol:.1e} "
+        f'(the worst {worst:.1e}){after}. {_ROOT_CURE if is_root else _CURE}; on_failure="warn" goes on',
         policy,
     )

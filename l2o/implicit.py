@@ -8,6 +8,8 @@ in the graph, whatever the number of iterations was. Source: Christianson 1994, 
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -70,6 +72,21 @@ def refuse(message: str, policy: Policy) -> None:
     if policy == "warn":
         warnings.warn(message, NotConvergedWarning, stacklevel=3)
     check_policy(policy)
+
+
+@contextmanager
+def explained(cure: str) -> Iterator[None]:
+    """Say what to do where torch.vmap refuses to look at values.
+
+    Raises:
+        TypeError: with the cure as its message, in place of the RuntimeError of vmap.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "data-dependent control flow" not in str(error):
+            raise
+        raise TypeError(cure) from error
 
 
 def check_policy(policy: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from l2o.fixed_point_distance import require_nearness
 from l2o.fixed_point_loop import Run, require_convergence
 from l2o.implicit import Adjoint, functorch, refuse_forward_mode, requires_grad
 from l2o.linear_solvers import MatrixProduct
@@ -34,6 +35,8 @@ class Explicit:
     """How the linear system is solved."""
     is_root: bool = False
     """Whether `step` is g."""
+    recorded: bool = False
+    """Whether a gradient is wanted, so that the distance to the fixed point is looked at."""
 
     def guarded(self) -> "Explicit":
         """Return it with a step that explains what torch.func says of tensors of transforms that are not running."""
@@ -56,7 +59,7 @@ def solve_explicit(task: Explicit, start: Tensor, params: list[Any]) -> Run:
     """Iterate to the fixed point and return it with the gradient to the parameters.
 
     Raises:
-        NotConvergedError: if the loop does not converge.
+        NotConvergedError: if the loop does not converge, or not near enough.
         TypeError: if the step closes over what a transform of torch.func differentiates or batches.
         ValueError: if the step closes over tensors that require grad, which would get none.
     """
@@ -67,7 +70,8 @@ def solve_explicit(task: Explicit, start: Tensor, params: list[Any]) -> Run:
             "the step closes over tensors that require grad: give them in params too, which alone get a gradient, "
             "or detach them"
         )
-    return Run(*_FixedPoint.apply(task.guarded(), start.detach(), *params))  # pyright: ignore[reportArgumentType]
+    task = replace(task.guarded(), recorded=torch.is_grad_enabled())
+    return Run(*_FixedPoint.apply(task, start.detach(), *params))  # pyright: ignore[reportArgumentType]
 
 
 class _FixedPoint(torch.autograd.Function):
@@ -78,7 +82,12 @@ class _FixedPoint(torch.autograd.Function):
     @staticmethod
     def forward(task: Explicit, start: Tensor, *params: Any) -> Run:  # pyright: ignore
         end = task.find(lambda u: task.step(u, *params), start)
-        require_convergence(end, task.tol, task.adjoint.on_failure)
+        require_convergence(end, task.tol, task.adjoint.on_failure, task.is_root)
+        if task.recorded:
+            with torch.enable_grad():
+                point = end.u.detach().requires_grad_()
+                image = task.step(point, *params)
+            require_nearness(end, point, image, task.tol, task.adjoint.on_failure, task.is_root)
         return Run(*(field.clone() for field in end))
 
     @staticmethod

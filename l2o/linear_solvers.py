@@ -83,6 +83,19 @@ class LinearSolver(ABC):
         """Return an approximate solution, b of shape (items, n)."""
 
 
+def check_solver(solver: object) -> None:
+    """Check the `adjoint` of an implicit gradient.
+
+    Raises:
+        TypeError: if it is neither None nor a solver, but a name or a class for instance.
+    """
+    if solver is not None and not isinstance(solver, LinearSolver):
+        raise TypeError(
+            "adjoint must be a solver of linear systems (GMRES(), CG(), Neumann(), AndersonSolver(), Dense()) or None, "
+            f"got {solver!r}" + ("; make one of it with ()" if isinstance(solver, type) else "")
+        )
+
+
 def default_tolerance(dtype: torch.dtype) -> float:
     """Return the relative accuracy that is asked for by default: 1e-10 in float64, 1e-5 in float32, 1e-2 below."""
     return _TOLERANCES.get(dtype, 1e-2)

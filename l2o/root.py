@@ -15,11 +15,12 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from l2o.anderson import Anderson
 from l2o.fixed_point import FixedPointResult
+from l2o.fixed_point_distance import require_nearness
 from l2o.fixed_point_loop import Loop, Run, require_convergence, run
 from l2o.implicit import Adjoint, Policy, attach, check_policy, requires_grad
 from l2o.implicit_params import Explicit, solve_explicit
 from l2o.krylov import GMRES
-from l2o.linear_solvers import LinearSolver, default_tolerance, norms
+from l2o.linear_solvers import LinearSolver, check_solver, default_tolerance, norms
 from l2o.newton import Newton, relative_residual
 from l2o.packing import Packing, Unknown
 
@@ -61,11 +62,13 @@ def root(
 
     Raises:
         NotConvergedError: if no root was found, or, in the backward pass, the linear system was not solved, unless
-            `on_failure` says otherwise.
-        TypeError: if the start holds something else than real floating-point tensors.
+            `on_failure` says otherwise. Where a gradient is recorded, the distance to the nearest root is estimated
+            too, from below: see `l2o.fixed_point_distance` for what that cannot see.
+        TypeError: if the start holds something else than real floating-point tensors, or `adjoint` is no linear solver.
         ValueError: if an option is out of its range, or g gives another shape than it takes.
     """
     check_policy(on_failure)
+    check_solver(adjoint)
     if tol is not None and not tol > 0:
         raise ValueError(f"tol must be above 0, got {tol}")
     packing = Packing(start, batch_axes)
@@ -100,11 +103,13 @@ def _attached(g: Callable[[Tensor], Tensor], find: Any, start: Tensor, tol: floa
     depends = torch.is_grad_enabled() and requires_grad(g(start))
     with torch.no_grad():
         end = find(g, start)
-    require_convergence(end, tol, adjoint.on_failure)
+    require_convergence(end, tol, adjoint.on_failure, is_root=True)
     if not depends:
         return end
     point = end.u.detach().requires_grad_()
-    return end._replace(u=attach(point, g(point), adjoint, is_root=True))
+    image = g(point)
+    require_nearness(end, point, image, tol, adjoint.on_failure, is_root=True)
+    return end._replace(u=attach(point, image, adjoint, is_root=True))
 
 
 def _find(g: Callable[[Tensor], Tensor], start: Tensor, loop: Loop, solver: RootSolver, packing: Packing) -> Run:
@@ -122,4 +127,4 @@ def _find(g: Callable[[Tensor], Tensor], start: Tensor, loop: Loop, solver: Root
     with torch.enable_grad():
         point = u.detach().requires_grad_()
         residual = relative_residual(point, g(point), scale)
-    return Run(u, steps, residual, scale)
+    return Run(u, steps, residual, norms(u - start))

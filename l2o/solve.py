@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from l2o.certificate import Certificate, certify
 from l2o.constrained import ConstrainedProblem
 from l2o.fixed_point import GradientMode
-from l2o.implicit import Policy
+from l2o.implicit import Policy, explained
 from l2o.linear_solvers import LinearReport, LinearSolver
 from l2o.problem import Problem
 from l2o.rule import State, UpdateRule
@@ -22,6 +22,9 @@ __all__ = ["MAX_STEPS", "Solution", "init_state", "make_step", "solve", "stepper
 
 MAX_STEPS = 10_000
 """Steps after which `solve(tol=…)` gives up unless told otherwise."""
+
+
+_NO_VMAP = "solve looks at values, and cannot stand inside torch.vmap: give the items as batch axes of the problem"
 
 
 class Solution(NamedTuple):
@@ -87,10 +90,10 @@ def solve(
         on_failure: what to do if gradient="implicit" is not valid: "raise", "warn" or "ignore".
 
     Raises:
-        NotConvergedError: if gradient="implicit", but the rule has not come to a fixed point, or in the backward pass
-            its linear system was not solved.
+        NotConvergedError: if gradient="implicit", but the rule has not come to a fixed point (the residual and an
+            estimate of the distance are looked at), or in the backward pass its linear system was not solved.
         TypeError: if the rule is none, but a name for instance, or the problem is none, a number of steps is no
-            integer, or tol is no number.
+            integer, or tol is no number; or inside torch.vmap.
         ValueError: if both or neither of steps and tol are given (and the rule has no number of layers), one is out of
             its range, or the start has another shape; or a gradient of a rule that records no steps (`Safeguarded`).
     """
@@ -123,7 +126,9 @@ def solve(
 
 def _check(rule: UpdateRule, problem: Problem | ConstrainedProblem, mode: GradientMode | None) -> None:
     """Raise where `solve` says that it does, for what is not a number."""
-    if not isinstance(rule, nn.Module):
+    if not isinstance(rule, UpdateRule) and not hasattr(rule, "init_state"):
+        if isinstance(rule, nn.Module):
+            raise TypeError(f"rule must be an UpdateRule, got a {type(rule).__name__}: derive it from l2o.UpdateRule")
         raise TypeError(f"rule must be an UpdateRule, got {rule!r}; of a name, l2o.load_rule(name) makes one")
     if not isinstance(problem, Problem | ConstrainedProblem):
         raise TypeError(
@@ -168,7 +173,8 @@ def _walk(rule: UpdateRule, problem: Problem | ConstrainedProblem, walk: _Walk, 
 
 
 def _is_finite(x: Tensor) -> bool:
-    return bool(torch.isfinite(x).all())
+    with explained(_NO_VMAP):
+        return bool(torch.isfinite(x).all())
 
 
 def _not_finite(rule: UpdateRule, problem: Problem | ConstrainedProblem, walk: _Walk) -> str:
@@ -196,7 +202,9 @@ def _certify(problem: Problem | ConstrainedProblem, x: Tensor, state: State) -> 
     bounds = partial(certify, problem) if isinstance(problem, Problem) else problem.certificate
     dual = getattr(state, _dual_name(problem), None)
     finite = torch.isfinite(x).flatten(-problem.ndim).all(-1)
-    if bool(finite.all()):
+    with explained(_NO_VMAP):
+        all_finite = bool(finite.all())
+    if all_finite:
         return bounds(x, dual)
     found = bounds(x.nan_to_num(0.0, 0.0, 0.0), None if dual is None else dual.nan_to_num(0.0, 0.0, 0.0))
     return Certificate(*(torch.where(finite, bound, torch.nan) for bound in found))

@@ -20,7 +20,7 @@ from l2o.fixed_point import GradientMode, attach_checked
 from l2o.fixed_point_loop import Run
 from l2o.implicit import Adjoint, Policy, check_policy, requires_grad
 from l2o.krylov import GMRES
-from l2o.linear_solvers import LinearReport, LinearSolver, norms
+from l2o.linear_solvers import LinearReport, LinearSolver, check_solver, norms
 from l2o.packing import Packing
 from l2o.problem import Problem
 from l2o.rule import State, UpdateRule
@@ -49,6 +49,7 @@ class Gradient:
         """Check the options.
 
         Raises:
+            TypeError: if `adjoint` is no linear solver.
             ValueError: if one is none of those named or out of its range.
         """
         if self.mode is not None and self.mode not in get_args(GradientMode):
@@ -57,6 +58,7 @@ class Gradient:
             raise ValueError(f"last must be at least 1, got {self.last}")
         if self.residual_tol is not None and not self.residual_tol > 0:
             raise ValueError(f"residual_tol must be above 0, got {self.residual_tol}")
+        check_solver(self.adjoint)
         check_policy(self.on_failure)
 
 

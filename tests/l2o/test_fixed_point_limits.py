@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from l2o import Anderson, NotConvergedError, NotConvergedWarning, fixed_point
+from l2o import (
+    CG,
+    Anderson,
+    AndersonSolver,
+    FixedPoint,
+    NotConvergedError,
+    NotConvergedWarning,
+    fixed_point,
+    root,
+)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -161,3 +170,56 @@ def test_steps_and_starts_that_do_not_fit_are_refused(step, start, error, messag
 def test_options_of_anderson_are_checked(options):
     with pytest.raises(ValueError, match="need memory ≥ 1, 0 < mixing ≤ 1 and growth > 1"):
         Anderson(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"adjoint": "cg"}, r"adjoint must be a solver of linear systems \(GMRES\(\).* got 'cg'"),
+        ({"adjoint": CG}, r"adjoint must be .*; make one of it with \(\)"),
+        ({"adjoint": Anderson()}, "adjoint must be .* got Anderson"),
+        ({"acceleration": True}, "acceleration must be an l2o.Anderson, for instance .* got True"),
+        ({"acceleration": AndersonSolver()}, "acceleration must be .* got AndersonSolver"),
+    ],
+)
+def test_options_of_another_type_are_refused_at_the_call(options, message):
+    with pytest.raises(TypeError, match=message):
+        fixed_point(lambda u: 0.5 * u, torch.zeros(3), **options)
+    with pytest.raises(TypeError, match=message):
+        FixedPoint(torch.nn.Linear(2, 2), **options)
+    if "adjoint" in options:
+        with pytest.raises(TypeError, match=message):
+            root(lambda u: u, torch.zeros(3), **options)
+
+
+def test_a_layer_checks_its_gradient_mode_when_it_is_made():
+    with pytest.raises(ValueError, match="gradient must be None or one of .* got 'impl'"):
+        FixedPoint(torch.nn.Linear(2, 2), gradient="impl")  # pyright: ignore
+
+
+@pytest.mark.parametrize("options", [{"max_steps": 20}, {"steps": 20}], ids=str)
+def test_without_a_gradient_too_what_did_not_converge_is_refused(float64, options):
+    class Cell(torch.nn.Module):
+        def forward(self, z, x):
+            return 1.1 * z + x
+
+    b = torch.ones(1, 3, requires_grad=True)
+    calls = (
+        lambda: fixed_point(lambda u: 1.1 * u + b, torch.zeros(1, 3), **options),
+        lambda: fixed_point(lambda u, b: 1.1 * u + b, torch.zeros(1, 3), b, **options),
+        lambda: FixedPoint(Cell(), **options)(b),
+    )
+    for call in calls:
+        with torch.no_grad(), pytest.raises(NotConvergedError, match="lower level did not converge"):
+            call()
+    with torch.no_grad():
+        assert not fixed_point(lambda u: 1.1 * u + b, torch.zeros(1, 3), gradient=None, **options).converged
+
+
+@pytest.mark.parametrize("mode", [None, "unrolled", "truncated", "one_step"])
+def test_inside_vmap_a_loop_without_a_number_of_steps_says_what_to_give(float64, mode):
+    b = torch.ones(4, 3)
+    with pytest.raises(TypeError, match="inside torch.vmap .* give steps=, or the items as batch axes"):
+        torch.vmap(lambda b: fixed_point(lambda u: 0.5 * u + b, torch.zeros(3), gradient=mode).u)(b)
+    run = lambda b: fixed_point(lambda u: 0.5 * u + b, torch.zeros(3), gradient=mode, steps=60).u  # noqa: E731
+    torch.testing.assert_close(torch.vmap(run)(b), 2 * b)

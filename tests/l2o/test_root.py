@@ -130,3 +130,14 @@ def test_nothing_to_differentiate_and_no_grad_give_no_graph(float64):
 def test_a_tolerance_of_zero_is_refused():
     with pytest.raises(ValueError, match="tol must be above 0"):
         root(lambda u: u, torch.zeros(2), tol=0.0)
+
+
+def test_a_failure_speaks_of_g_and_of_what_root_can_change(float64):
+    c = torch.ones(2, requires_grad=True)
+    for call in (
+        lambda: root(lambda u: u**2 + c, torch.ones(2)),
+        lambda: root(lambda u, c: u**2 + c, torch.ones(2), c),
+    ):
+        with pytest.raises(NotConvergedError, match=r"residual ‖g\(u\)‖ above .* another solver") as caught:
+            call()
+        assert "T(u)" not in str(caught.value) and "unrolled" not in str(caught.value)

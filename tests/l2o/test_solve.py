@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import l2o
-from l2o.proximal import L1, Dictionary
+from l2o.proximal import L1, Dictionary, Matrix
 from l2o.rules import ALISTA, FISTA, ISTA, SGD, Adam, AdamConfig, ALISTAConfig, Safeguarded, SGDConfig
 from l2o.solve import make_step, stepper
 
@@ -141,6 +141,8 @@ def test_what_cannot_be_run_is_refused(options, message):
             {"steps": 3},
             r"rule must be an UpdateRule, got 'alista'; of a name, l2o.load_rule\(name\) makes one",
         ),
+        (torch.nn.Linear(2, 2), {"steps": 3}, "must be an UpdateRule, got a Linear: derive it from l2o.UpdateRule"),
+        (ISTA(), {"steps": 1, "gradient": "implicit", "adjoint": "cg"}, "adjoint must be a solver of linear systems"),
         (ISTA(), {"steps": 3.5}, "steps and max_steps must be integers, got 3.5"),
         (ISTA(), {"tol": 0.1, "max_steps": 1e3}, "must be integers, got None and 1000.0"),
         (ISTA(), {"tol": "1e-3"}, "tol must be a number, got '1e-3'"),
@@ -202,3 +204,10 @@ def test_a_solution_prints_in_one_line():
     text = repr(l2o.solve(FISTA(), lasso(3), steps=4))
     assert text.startswith("Solution(x=float32 (3, 16), history=float32 (5, 3), ") and "\n" not in text
     assert "steps=4, converged=True" in text and len(text) < 200
+
+
+def test_inside_vmap_it_says_to_use_batch_axes(float64):
+    A, b = torch.eye(3), torch.ones(2, 3)
+    for options in ({"steps": 2}, {"tol": 1e-3}):
+        with pytest.raises(TypeError, match="solve looks at values.* give the items as batch axes of the problem"):
+            torch.vmap(lambda b, o=options: l2o.solve(ISTA(), l2o.Problem(Matrix(A), b, L1(0.1)), **o).x)(b)
