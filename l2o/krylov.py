@@ -180,7 +180,7 @@ def _below_all(diagonal: Tensor, squares: Tensor, least: Tensor) -> Tensor:
 
 
 def _is_asymmetric(product: MatrixProduct, b: Tensor, x: Tensor) -> bool:
-    """Whether ⟨b, Ax⟩ and ⟨Ab, x⟩ differ."""
-    left, right = (b * product(x)).sum(1), (product(b) * x).sum(1)
-    scale = torch.maximum(left.abs(), right.abs())
-    return bool(((left - right).abs() > torch.finfo(b.dtype).eps ** 0.5 * scale).any())
+    """Whether ⟨b, Ax⟩ and ⟨Ab, x⟩ differ by more than rounding, which is in units of ‖Ab‖ ‖x‖: both may be near 0."""
+    image = product(b)
+    difference = ((b * product(x)).sum(1) - (image * x).sum(1)).abs()
+    return bool((difference > torch.finfo(b.dtype).eps ** 0.5 * norms(image) * norms(x)).any())

@@ -130,6 +130,21 @@ def test_cg_says_that_a_matrix_is_not_symmetric_or_not_positive(float64):
     torch.testing.assert_close(x, torch.linalg.solve(indefinite, b), rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("seed", [3, 7])
+def test_cg_calls_no_symmetric_matrix_asymmetric_however_ill_conditioned(float64, seed):
+    A = with_values(torch.logspace(0, -12, 60), seed, symmetric=True)
+    _, report = solve_linear(CG(), product(A), right_side(1, 60))
+    assert not report.converged and report.note == "raise max_iterations"
+
+
+@pytest.mark.parametrize(("n", "seed"), [(10, 1), (10, 4), (60, 3), (60, 5), (200, 0)])
+def test_cg_takes_no_explosion_on_an_asymmetric_matrix_for_an_ill_condition(float64, n, seed):
+    A = with_values(torch.logspace(0, -2, n), seed)
+    _, report = solve_linear(CG(), product(A), right_side(1, n))
+    assert not report.converged and report.residual is not None and report.residual > 1
+    assert "not symmetric" in report.note
+
+
 @pytest.mark.parametrize("solver", [GMRES(), GMRES(restart=3), CG(), Neumann(), AndersonSolver(), Dense()], ids=repr)
 def test_a_singular_system_without_a_solution_is_not_taken_for_solved(float64, solver):
     A = torch.diag(torch.tensor([1.0, 0.5, 0.25, 0.0]))[None]
