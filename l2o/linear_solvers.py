@@ -111,8 +111,8 @@ def solve_linear(solver: LinearSolver, product: MatrixProduct, b: Tensor) -> tup
     rounding = 64 * eps * run.largest * length
     small = left <= torch.maximum(tol * size, torch.minimum(rounding, size))  # size: x = 0 is as good
     converged = bool((small & (error <= MAX_ERROR)).all())
-    note = run.note if not bool(small.all()) else "A is ill-conditioned or singular"
-    note = "" if converged else note
+    known = "" if bool(small.all()) else run.note
+    note = "" if converged else known or "A is ill-conditioned or singular"
     return run.x, LinearReport(type(solver).__name__, run.iterations, residual, error, condition, converged, note)
 
 
