@@ -53,6 +53,10 @@ class NumericalPart(nn.Module, ABC):
     def averagedness(self, problem: Any) -> float:
         """Return the a₀ in (0, 1) with which D_num is averaged in H_ω; 1/2 is firmly nonexpansive."""
 
+    def dual_variable(self, problem: Any, u: Point) -> Tensor | None:
+        """Return the dual variable at u, for a certificate: its entry `multiplier` or `dual`, unless overridden."""
+        return getattr(u, "multiplier", getattr(u, "dual", None))
+
 
 @dataclass(frozen=True)
 class GKMConfig:
@@ -138,6 +142,10 @@ class GKM(ModelBasedRule):
     def metric(self, problem: Any, step: int = 10**9) -> Metric:
         """Return H_ω of a step; unless told, the one of all late steps."""
         return self.part(step).metric(problem)
+
+    def dual_variable(self, problem: Any, u: Point) -> Tensor | None:
+        """Return the dual variable at u of the D_num of late steps, for the certificate of `l2o.solve`."""
+        return self.part(10**9).dual_variable(problem, u)
 
     def start(self, problem: Any, x: Tensor | None = None) -> Point:
         """Return u_0; unless told, with x = 0."""

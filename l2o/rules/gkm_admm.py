@@ -86,6 +86,11 @@ class ProximalADMM(NumericalPart):
         """H = diag(I/τ − βAᵀA, βI)."""
         return _ADMMMetric(problem.operator, *self.steps(problem))
 
+    def dual_variable(self, problem: ConstrainedProblem, u: ADMMPoint) -> Tensor:
+        """λ = β(e − s), shape (items, rows)."""
+        penalty = self.steps(problem)[1]
+        return penalty * (problem.prox_second(u.governing, 1 / penalty) - u.governing)
+
     def averagedness(self, problem: ConstrainedProblem) -> float:
         """1/2."""
         return 0.5

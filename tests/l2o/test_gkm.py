@@ -147,6 +147,29 @@ def test_gkm_is_a_rule_that_solve_runs():
     assert float(solution.certificate.relative_gap.max()) < 1e-8
 
 
+@pytest.mark.parametrize("relaxation", [1.0, 1.7])
+@pytest.mark.parametrize("penalty", [0.5, 3.0])
+def test_admm_is_certified_and_stopped_by_the_multiplier_that_its_coordinates_hold(penalty, relaxation):
+    rule = GKM(ProximalADMM(penalty), config=GKMConfig(relaxation)).double()
+    for problem in (robust(3), ConstrainedProblem(Matrix(A), draw(3, ROWS), L1())):  # with an h, and e = 0
+        solution = solve(rule, problem, tol=1e-6)
+        assert solution.converged and 0 < solution.steps < 3000
+        assert float(solution.certificate.relative_gap.abs().max()) <= 1e-6
+        again = solve(rule, problem, steps=solution.steps)
+        torch.testing.assert_close(again.certificate.dual, solution.certificate.dual)
+        assert rule.dual_variable(problem, rule.start(problem, solution.x)).shape == problem.b.shape  # pyright: ignore
+
+
+def test_the_multipliers_of_all_other_methods_are_entries_of_their_points():
+    for name in ("linearised ALM", "networked ALM", "proximal ALM", "Condat-Vu"):
+        make, problem = CASES[name]
+        rule = GKM(make()).double()
+        u = samples(rule.part(0), problem())
+        assert rule.dual_variable(problem(), u) is getattr(u, "dual" if name == "Condat-Vu" else "multiplier")
+    plain = GKM(ProximalGradient()).double()
+    assert plain.dual_variable(lasso(), plain.start(lasso())) is None
+
+
 def test_relaxation_mixes_the_old_point_and_the_new():
     rule, problem = GKM(ProximalGradient(), config=GKMConfig(0.25, 1.0)).double(), lasso(3)
     u = rule.start(problem, draw(3, COLUMNS))
