@@ -56,6 +56,8 @@ class ProximalADMM(NumericalPart):
         ValueError: if one is out of its range.
     """
 
+    problem = ConstrainedProblem
+
     def __init__(self, penalty: float = 1.0, ratio: float = 0.98):
         super().__init__()
         check_positive(penalty=penalty)

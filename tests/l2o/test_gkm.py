@@ -210,6 +210,37 @@ def test_network_that_is_nonexpansive_in_the_metric_keeps_the_map_averaged():
     assert not certify_samples(lambda u: wild.map(problem, u), points, part.metric(problem)).nonexpansive
 
 
+def test_solve_runs_no_rule_that_is_not_averaged():
+    rule = GKM(ProximalGradient(1.99), config=GKMConfig(relaxation=1.9)).double()
+    with pytest.raises(ValueError, match=r"step 0 is not averaged: α a₀ = 1.891.*most_relaxation to 1/a₀ = 1.005"):
+        solve(rule, lasso(), steps=3)
+    later = GKM([ProximalGradient(0.5), ProximalGradient(1.99)], config=GKMConfig(relaxation=1.2)).double()
+    with pytest.raises(ValueError, match="step 1 is not averaged"):
+        later.init_problem(lasso(), lasso().zeros())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_rule_trained_in_its_range_is_refused(name):
+    """α rounds to `most_relaxation` there, and the weights of D_num go far."""
+    make, problem = CASES[name]
+    most = {"proximal gradient": 1.0, "preconditioned": 1.0, "Condat-Vu": 1.0, "networked ALM": 1.5}.get(name, 2.0)
+    rule = GKM(perturbed(make()), config=GKMConfig(0.9, most)).float()
+    with torch.no_grad():
+        rule.logit_relaxation.fill_(100.0)
+    assert float(rule.relaxation(0).detach()) == most
+    rule.init_problem(problem(), problem().zeros())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_another_kind_of_problem_is_refused_by_name(name):
+    make, problem = CASES[name]
+    needed, wrong = type(problem()).__name__, lasso() if isinstance(problem(), ConstrainedProblem) else robust()
+    rule = GKM(make()).double()
+    for run in (lambda: solve(rule, wrong, steps=1), lambda: rule.start(wrong), lambda: rule.check(wrong)):
+        with pytest.raises(TypeError, match=rf"needs a l2o\.\w+\.{needed}, .*; got a {type(wrong).__name__}"):
+            run()
+
+
 def test_wrong_uses_are_refused():
     with pytest.raises(ValueError, match="relaxation"):
         GKMConfig(2.0, 2.0)
