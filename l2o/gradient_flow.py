@@ -29,8 +29,8 @@ def gradient_flow(
     Args:
         gradient: x ↦ ∇F(x).
         start: x_0, any shape, real floating point; T and x_K have its dtype.
-        time: T, not negative, in units of 1 / (the unit of ∇F per unit of x); a tensor of shape (), or one that broadcasts against x.
-            Below 2 K / L the steps are stable, with L the Lipschitz bound of ∇F.
+        time: T, not negative, in units of 1 / (the unit of ∇F per unit of x); a tensor of shape (), or one that
+            broadcasts against x. Below 2 K / L the steps are stable, with L the Lipschitz bound of ∇F.
         steps: K.
         time_gradient: of T. "steps": through all K steps, exact for what was computed. "adjoint": the formula above, at
             the cost of one product, without the steps.
