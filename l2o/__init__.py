@@ -1,5 +1,6 @@
 """Learned optimizers: update rules that are themselves trained, as drop-in `torch.optim` optimizers."""
 
+from l2o import constrained, gradient_flow, layer_norms, nonexpansive, proximal, rules, saddle
 from l2o.anderson import Anderson, AndersonSolver
 from l2o.certificate import Certificate, certify
 from l2o.checkpoint import CheckpointError, available, load, load_rule, save_rule
@@ -47,11 +48,18 @@ __all__ = [
     "UpdateRule",
     "available",
     "certify",
+    "constrained",
     "fixed_point",
+    "gradient_flow",
+    "layer_norms",
     "load",
     "load_rule",
     "memory",
+    "nonexpansive",
+    "proximal",
     "root",
+    "rules",
+    "saddle",
     "save_rule",
     "solve",
 ]

@@ -28,21 +28,26 @@ def gradient_flow(
 
     Args:
         gradient: x ↦ ∇F(x).
-        start: x_0, any shape.
-        time: T, in units of 1 / (the unit of ∇F per unit of x); a tensor of shape (), or one that broadcasts against x.
-            Below 2 K / L the steps are stable, with L the Lipschitz bound of ∇F.
+        start: x_0, any shape, real floating point; T and x_K have its dtype.
+        time: T, not negative, in units of 1 / (the unit of ∇F per unit of x); a tensor of shape (), or one that
+            broadcasts against x. Below 2 K / L the steps are stable, with L the Lipschitz bound of ∇F.
         steps: K.
         time_gradient: of T. "steps": through all K steps, exact for what was computed. "adjoint": the formula above, at
             the cost of one product, without the steps.
 
     Raises:
-        ValueError: if there is no step, or the kind of gradient is unknown.
+        TypeError: if the start is not a real floating-point tensor.
+        ValueError: if there is no step, T is negative or nan, or the kind of gradient is unknown.
     """
+    if not start.is_floating_point():
+        raise TypeError(f"the start must be real floating point, got {start.dtype}, in which T would be rounded too")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     if time_gradient not in get_args(TimeGradient):
         raise ValueError(f"time_gradient must be one of {', '.join(get_args(TimeGradient))}, got {time_gradient!r}")
     time = torch.as_tensor(time, dtype=start.dtype, device=start.device)
+    if not bool((time >= 0).all()):
+        raise ValueError(f"T must be at least 0, got {float(time.detach().amin()):g}; a flow does not run backwards")
     fixed = time.detach() if time_gradient == "adjoint" else time
     x = start
     for _ in range(steps):

@@ -20,31 +20,38 @@ _FRACTIONS = torch.logspace(0, -6, 97, dtype=torch.float64)
 
 @dataclass(frozen=True)
 class GMRES(LinearSolver):
-    """The x of a Krylov space with the smallest ‖b − Ax‖, restarted when the space is full."""
+    """The x of a Krylov space with the smallest ‖b − Ax‖, restarted when the space is full.
+
+    Restarts may stand still where a larger space solves the system; then the space is doubled, up to n dimensions.
+    """
 
     tol: float | None = None
     """Relative residual to reach; None: 1e-10 in float64, 1e-5 in float32."""
     restart: int = 50
-    """Largest dimension of the space; so many vectors are kept."""
+    """Dimension of the space, until it is doubled: so many vectors are kept, never more than `max_iterations`."""
     max_iterations: int = 1000
     """Products with A, at most."""
 
     def run(self, product: MatrixProduct, b: Tensor, tol: float) -> Run:
-        """Add up the corrections of the restarts until the residual is small or stays as it is."""
+        """Add up the corrections of the restarts until the residual is small, or stays as it is in the whole space."""
         x, left, target = torch.zeros_like(b), b, 0.5 * tol * norms(b)
         largest, smallest = torch.zeros_like(target), torch.full_like(target, torch.inf)
-        made, note = 0, "raise restart or max_iterations"
+        made, restart, note = 0, self.restart, "raise restart or max_iterations"
         while made < self.max_iterations:
-            cycle = _cycle(product, left, target, min(self.restart, b.shape[1], self.max_iterations - made))
+            size = min(restart, b.shape[1], self.max_iterations - made)
+            cycle = _cycle(product, left, target, size)
             x, before, made = x + cycle.x, norms(left), made + cycle.iterations
             largest, smallest = torch.maximum(largest, cycle.largest), torch.minimum(smallest, cycle.smallest)
             left = b - product(x)
             open_ = ~(norms(left) <= target)
             if not bool(open_.any()):
                 break
-            if not bool((open_ & (norms(left) < 0.9 * before)).any()):
-                note = "it has stopped to improve: A is singular or ill-conditioned, or raise restart"
+            if bool((open_ & (norms(left) < 0.9 * before)).any()):
+                continue
+            if cycle.iterations < size or size == b.shape[1]:  # the space was exhausted, or all there is
+                note = "it has stopped to improve: A is singular or ill-conditioned"
                 break
+            restart *= 2
         return Run(x, made, largest, torch.where(torch.isfinite(smallest), smallest, 1.0), note)
 
 
@@ -173,7 +180,7 @@ def _below_all(diagonal: Tensor, squares: Tensor, least: Tensor) -> Tensor:
 
 
 def _is_asymmetric(product: MatrixProduct, b: Tensor, x: Tensor) -> bool:
-    """Whether ⟨b, Ax⟩ and ⟨Ab, x⟩ differ."""
-    left, right = (b * product(x)).sum(1), (product(b) * x).sum(1)
-    scale = torch.maximum(left.abs(), right.abs())
-    return bool(((left - right).abs() > torch.finfo(b.dtype).eps ** 0.5 * scale).any())
+    """Whether ⟨b, Ax⟩ and ⟨Ab, x⟩ differ by more than rounding, which is in units of ‖Ab‖ ‖x‖: both may be near 0."""
+    image = product(b)
+    difference = ((b * product(x)).sum(1) - (image * x).sum(1)).abs()
+    return bool((difference > torch.finfo(b.dtype).eps ** 0.5 * norms(image) * norms(x)).any())

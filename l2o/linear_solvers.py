@@ -3,7 +3,7 @@
 For the gradient through a fixed point u = T(u), A is (I − J)ᵀ with J = ∂T/∂u, and a product is one vector–Jacobian
 product. A solver is a frozen dataclass with a method `run`; `solve_linear` runs it and judges what came out:
 
-    residual  ‖b − Ax‖ / ‖b‖ ≤ tol, or what rounding leaves, 64 ε σ_max ‖x‖ / ‖b‖
+    residual  ‖b − Ax‖ / ‖b‖ ≤ tol, or what rounding leaves, 64 ε σ_max ‖x‖ / ‖b‖, but never above 1, which x = 0 has
     error     ‖x − A⁻¹b‖ / ‖x‖ ≤ ‖b − Ax‖ / (σ_min ‖x‖) + ε σ_max / σ_min, at most 1 %
 
 σ_max and σ_min are those of A on the directions that the solver has seen, so the error is an estimate, not a bound: for
@@ -121,10 +121,11 @@ def solve_linear(solver: LinearSolver, product: MatrixProduct, b: Tensor) -> tup
     condition = torch.where(run.smallest > 0, run.largest / run.smallest, torch.inf)
     error = torch.where(left > 0, left / (run.smallest * length), 0.0) + eps * condition
     error = torch.where(size > 0, error, 0.0)
-    small = left <= torch.maximum(tol * size, 64 * eps * run.largest * length)
+    rounding = 64 * eps * run.largest * length
+    small = left <= torch.maximum(tol * size, torch.minimum(rounding, size))  # size: x = 0 is as good
     converged = bool((small & (error <= MAX_ERROR)).all())
-    note = run.note if not bool(small.all()) else "A is ill-conditioned or singular"
-    note = "" if converged else note
+    known = "" if bool(small.all()) else run.note
+    note = "" if converged else known or "A is ill-conditioned or singular"
     return run.x, LinearReport(type(solver).__name__, run.iterations, residual, error, condition, converged, note)
 
 

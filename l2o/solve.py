@@ -76,8 +76,8 @@ def solve(
         steps: how many; None with no `tol` takes the number of layers that the rule was trained for.
         tol: stop as soon as the relative duality gap, (F(x) − D) / F(x), is at most this for every item; checked after
             0, 1, 2, 4, … and every 10 steps. Where there is an h, D uses the entry `dual` of the rule's state, and for
-            a `ConstrainedProblem` its `multiplier`. An iterate that is not finite stops the run; without `tol` it goes
-            on. A RuntimeWarning says so in both.
+            a `ConstrainedProblem` its `multiplier`, or what the method `dual_variable` of a rule gives, as `GKM` has.
+            An iterate that is not finite stops the run; without `tol` it goes on. A RuntimeWarning says so in both.
         max_steps: give up after these many, with a RuntimeWarning and `converged` False; only with `tol`.
         start: first iterate, the shape of x; None is 0.
         history: whether to evaluate F after every step; it has a graph where the step has one.
@@ -111,7 +111,7 @@ def solve(
     with torch.set_grad_enabled(how.mode == "unrolled"):
         walk = _walk(rule, problem, walk, limit if tol is not None else max(limit - tail, 0), tol)
     walk = _walk(rule, problem, walk, walk.made + tail if tol is not None else limit, None) if tail else walk
-    certificate, finite = walk.certificate or _certify(problem, walk.x, walk.state), _is_finite(walk.x)
+    certificate, finite = walk.certificate or _certify(rule, problem, walk.x, walk.state), _is_finite(walk.x)
     converged = finite and (tol is None or bool((certificate.relative_gap <= tol).all()))
     if not finite:
         warnings.warn(_not_finite(rule, problem, walk), RuntimeWarning, stacklevel=2)
@@ -162,7 +162,7 @@ def _walk(rule: UpdateRule, problem: Problem | ConstrainedProblem, walk: _Walk, 
             if not _is_finite(x):
                 break
             if _is_checkpoint(made):
-                certificate = _certify(problem, x, state)
+                certificate = _certify(rule, problem, x, state)
                 if bool((certificate.relative_gap <= tol).all()):
                     break
         x, state = make_step(rule, problem, x, state, made)
@@ -197,10 +197,11 @@ def _gave_up(rule: UpdateRule, walk: _Walk, certificate: Certificate, tol: float
 
 
 @torch.no_grad()
-def _certify(problem: Problem | ConstrainedProblem, x: Tensor, state: State) -> Certificate:
+def _certify(rule: UpdateRule, problem: Problem | ConstrainedProblem, x: Tensor, state: State) -> Certificate:
     """The certificate of x; nan for items that are not finite."""
     bounds = partial(certify, problem) if isinstance(problem, Problem) else problem.certificate
-    dual = getattr(state, _dual_name(problem), None)
+    known = getattr(rule, "dual_variable", None)  # of GKM, whose ADMM holds λ in other coordinates
+    dual = getattr(state, _dual_name(problem), None) if known is None else known(problem, state)
     finite = torch.isfinite(x).flatten(-problem.ndim).all(-1)
     with explained(_NO_VMAP):
         all_finite = bool(finite.all())

@@ -15,12 +15,14 @@ H is a scaling, or a projection that the caller gives. (3) `finish`: the last st
 u^K at a distance of order s_K from Fix T, which a few steps of T alone take away.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from l2o.metric import Euclidean, Metric
 from l2o.packing import Packing, Unknown
@@ -28,10 +30,18 @@ from l2o.packing import Packing, Unknown
 NumberedStep = Callable[[Unknown, int], Unknown]
 """T(·, ω) of step k, 0 the first; points have one batch axis."""
 
+_EXPLOSION = 1e8
+"""Times that the first points may grow: far above what a first step that is too long does in a run that recovers."""
+
 
 @dataclass(frozen=True)
 class InnerConfig:
-    """Options of the inner loop."""
+    """Options of the inner loop.
+
+    With p = 1 the part of the error that T leaves falls as K^(−μ s m), where m is the strong convexity of ℓ in the
+    metric, and the whole as 1/K at best: take s > 1/(μ m), or p < 1, with which s hardly matters. Too small an s is
+    slow without any sign of it. An s far above 2/(μ L), L the Lipschitz bound of ∂ℓ in the metric, explodes at first.
+    """
 
     steps: int = 100
     """K."""
@@ -79,7 +89,12 @@ def aggregated_steps(
         config: K, μ, s_k and U.
         metric: H_ω; None is the identity.
         project: Proj_U in H_ω; used instead of the ball.
+
+    Raises:
+        ValueError: if the start has no axis of items, ℓ has another shape than (items,), or u^K is not finite or more
+            than 10⁸ times as large as u^0 and u^1.
     """
+    _check_start(start)
     metric = metric or Euclidean()
     project = project or _onto_ball(metric, config.radius)
     points = [start]
@@ -88,7 +103,33 @@ def aggregated_steps(
         size = 0.0 if last else config.descent / (k + 1) ** config.decay
         low = step(points[-1], k)
         points.append(project(aggregate(points[-1], low, upper, config.aggregation, size, metric)))
+    _check_size(points)
     return points
+
+
+def _check_start(start: Unknown) -> None:
+    """Refuse (n,): as n items of no axes each would be projected and aggregated alone."""
+    shapes = [tuple(tensor.shape) for tensor in tree_leaves(start)]
+    if all(len(shape) < 2 for shape in shapes):
+        raise ValueError(
+            f"the start must have shape (items, own axes…), got {shapes}; give a single item as start.unsqueeze(0), "
+            "and n items that are numbers as start.unsqueeze(1)"
+        )
+
+
+def _check_size(points: list[Unknown]) -> None:
+    """Compare u^K with u^0 and u^1, each by its largest entry; a transient that has gone again is allowed."""
+    sizes = [_largest(points[k]) for k in (0, 1, -1)]
+    if not math.isfinite(sizes[2]) or sizes[2] > _EXPLOSION * max(1.0, *sizes[:2]):
+        raise ValueError(
+            f"the inner loop has exploded: the largest entry of u^k went from {sizes[0]:.1e} to {sizes[2]:.1e} in "
+            f"{len(points) - 1} steps. Take a smaller `descent` (s below 2/L, L the Lipschitz bound of ∂ℓ in the "
+            "metric), a `radius`, or a T that is nonexpansive in the metric"
+        )
+
+
+def _largest(u: Unknown) -> float:
+    return max(float(tensor.detach().abs().amax()) if tensor.numel() else 0.0 for tensor in tree_leaves(u))
 
 
 def aggregate(
@@ -108,6 +149,9 @@ def aggregate(
         weight: μ in [0, 1).
         size: s_k, shape ().
         metric: H_ω.
+
+    Raises:
+        ValueError: if ℓ has another shape than (items,).
     """
     return low if weight == 0 else _mix(weight, _descend(u, upper, metric, size), low)
 
@@ -121,8 +165,10 @@ def _descend(u: Unknown, upper: Callable[[Unknown], Tensor], metric: Metric, siz
     with torch.enable_grad():
         flat = packing.pack(u)
         flat = flat if flat.requires_grad and through else flat.detach().requires_grad_()
-        value = upper(packing.unpack(flat)).sum()
-        (slope,) = torch.autograd.grad(value, flat, create_graph=through)
+        value = upper(packing.unpack(flat))
+        if value.shape != flat.shape[:1]:
+            raise ValueError(f"upper must give ℓ of each item, shape ({len(flat)},), got {tuple(value.shape)}")
+        (slope,) = torch.autograd.grad(value.sum(), flat, create_graph=through)
     if not through:
         flat, slope = flat.detach(), slope.detach()
     natural = packing.pack(metric.solve(packing.unpack(slope)))

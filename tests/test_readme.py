@@ -50,6 +50,13 @@ def test_the_fifth_example_learns_weight_decays_that_lower_the_test_loss(tmp_pat
     assert after < 0.85 * before
 
 
+def test_import_l2o_loads_every_name_that_the_readme_has(tmp_path):
+    names = sorted(set(re.findall(r"\bl2o((?:\.[A-Za-z_]\w*)+)", "".join(re.findall(r"`[^`\n]+`", README)))))
+    assert ".gradient_flow" in names and len(names) > 10
+    reached = "\n".join(f"l2o{name}" for name in names)
+    assert run(f"import l2o\n{reached}\nprint(l2o.__all__)", tmp_path).startswith("['CG'")
+
+
 def test_the_commands_that_the_readme_names_exist():
     commands = set(re.findall(r"^    l2o (\w+)", README, re.MULTILINE))
     help_text = subprocess.run(

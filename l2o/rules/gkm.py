@@ -31,11 +31,18 @@ Point = Any
 """u: a NamedTuple of tensors, each of shape (items, own axes…), the first of which is the primal variable x."""
 
 
+_KINDS = {"Problem": "½‖Ax − b‖² + g(x) + h(Kx)", "ConstrainedProblem": "g(z) + h(e) subject to Az + e = b"}
+
+
 class NumericalPart(nn.Module, ABC):
     """D_num(·, ω): a step of a splitting method whose parameters ω keep it averaged in the metric H_ω.
 
-    A subclass is final and implements `start`, `forward`, `metric` and `averagedness`.
+    A subclass is final, names the `problem` that it takes, and implements `start`, `forward`, `metric` and
+    `averagedness`.
     """
+
+    problem: type = object
+    """Class of the problems that it solves; `GKM` refuses all others."""
 
     @abstractmethod
     def start(self, problem: Any, x: Tensor) -> Point:
@@ -52,6 +59,10 @@ class NumericalPart(nn.Module, ABC):
     @abstractmethod
     def averagedness(self, problem: Any) -> float:
         """Return the a₀ in (0, 1) with which D_num is averaged in H_ω; 1/2 is firmly nonexpansive."""
+
+    def dual_variable(self, problem: Any, u: Point) -> Tensor | None:
+        """Return the dual variable at u, for a certificate: its entry `multiplier` or `dual`, unless overridden."""
+        return getattr(u, "multiplier", getattr(u, "dual", None))
 
 
 @dataclass(frozen=True)
@@ -119,15 +130,32 @@ class GKM(ModelBasedRule):
         return self.config.most_relaxation * self.logit_relaxation[min(step, len(self.numerical) - 1)].sigmoid()
 
     def check(self, problem: Any) -> None:
-        """Check that all steps are averaged: α a₀ < 1.
+        """Check that all steps are averaged: α a₀ < 1. `init_problem` does it, so that `solve` runs no other rule.
+
+        Where `most_relaxation` · a₀ ≤ 1 every α is allowed, also one that is rounded up to `most_relaxation`.
 
         Raises:
+            TypeError: if a D_num takes another kind of problem.
             ValueError: naming the first step where they are not.
         """
+        self._check_kind(problem)
         for step in range(len(self.numerical)):
-            product = float(self.relaxation(step).detach()) * self.part(step).averagedness(problem)
-            if not product < 1:
-                raise ValueError(f"step {step} is not averaged: α a₀ = {product:.4g} is not below 1; lower relaxation")
+            most = self.part(step).averagedness(problem)
+            product = float(self.relaxation(step).detach()) * most
+            if not product < 1 and not self.config.most_relaxation * most <= 1:
+                raise ValueError(
+                    f"step {step} is not averaged: α a₀ = {product:.4g} is not below 1; lower relaxation, and "
+                    f"most_relaxation to 1/a₀ = {1 / most:.4g} if it is trained"
+                )
+
+    def _check_kind(self, problem: Any) -> None:
+        for part in self.numerical:
+            assert isinstance(part, NumericalPart)
+            if not isinstance(problem, part.problem):
+                raise TypeError(
+                    f"{type(part).__name__} needs a {part.problem.__module__}.{part.problem.__name__}, "
+                    f"{_KINDS.get(part.problem.__name__, 'its own kind')}; got a {type(problem).__name__}"
+                )
 
     def map(self, problem: Any, u: Point, step: int = 10**9) -> Point:
         """Return T(u, ω) of a step; unless told, the one of all late steps."""
@@ -139,12 +167,27 @@ class GKM(ModelBasedRule):
         """Return H_ω of a step; unless told, the one of all late steps."""
         return self.part(step).metric(problem)
 
+    def dual_variable(self, problem: Any, u: Point) -> Tensor | None:
+        """Return the dual variable at u of the D_num of late steps, for the certificate of `l2o.solve`."""
+        return self.part(10**9).dual_variable(problem, u)
+
     def start(self, problem: Any, x: Tensor | None = None) -> Point:
-        """Return u_0; unless told, with x = 0."""
+        """Return u_0; unless told, with x = 0.
+
+        Raises:
+            TypeError: if a D_num takes another kind of problem.
+        """
+        self._check_kind(problem)
         return self.part(0).start(problem, problem.zeros() if x is None else x)
 
     def init_problem(self, problem: Any, x: Tensor) -> Point:
-        """See `ModelBasedRule.init_problem`; the state is the point u."""
+        """See `ModelBasedRule.init_problem`; the state is the point u.
+
+        Raises:
+            TypeError: if a D_num takes another kind of problem.
+            ValueError: if a step is not averaged, see `check`.
+        """
+        self.check(problem)
         return self.start(problem, x)
 
     def iterate(self, problem: Any, x: Tensor, state: Point, step: int) -> tuple[Tensor, Point]:

@@ -56,6 +56,8 @@ class ProximalADMM(NumericalPart):
         ValueError: if one is out of its range.
     """
 
+    problem = ConstrainedProblem
+
     def __init__(self, penalty: float = 1.0, ratio: float = 0.98):
         super().__init__()
         check_positive(penalty=penalty)
@@ -85,6 +87,11 @@ class ProximalADMM(NumericalPart):
     def metric(self, problem: ConstrainedProblem) -> Metric:
         """H = diag(I/τ − βAᵀA, βI)."""
         return _ADMMMetric(problem.operator, *self.steps(problem))
+
+    def dual_variable(self, problem: ConstrainedProblem, u: ADMMPoint) -> Tensor:
+        """λ = β(e − s), shape (items, rows)."""
+        penalty = self.steps(problem)[1]
+        return penalty * (problem.prox_second(u.governing, 1 / penalty) - u.governing)
 
     def averagedness(self, problem: ConstrainedProblem) -> float:
         """1/2."""

@@ -100,6 +100,8 @@ class LinearizedALM(NumericalPart):
         ValueError: if one is out of its range.
     """
 
+    problem = ConstrainedProblem
+
     def __init__(self, spectrum: Spectrum, first: float = 0.3, second: float = 0.3, ratio: float = 0.98):
         super().__init__()
         check_positive(first=first, second=second)
@@ -207,6 +209,8 @@ class ProximalALM(NumericalPart):
     Raises:
         ValueError: if one is not positive.
     """
+
+    problem = ConstrainedProblem
 
     def __init__(self, penalty: float = 1.0, proximity: float = 1.0):
         super().__init__()

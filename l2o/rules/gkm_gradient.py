@@ -41,6 +41,8 @@ class ProximalGradient(NumericalPart):
         ValueError: if the step is outside.
     """
 
+    problem = Problem
+
     def __init__(self, step: float = 1.0):
         super().__init__()
         self.logit_step = nn.Parameter(_logit_of_half(step))
@@ -94,6 +96,8 @@ class PreconditionedProximalGradient(NumericalPart):
     Raises:
         ValueError: if the step is outside.
     """
+
+    problem = Problem
 
     def __init__(self, coordinates: int, step: float = 1.0):
         super().__init__()

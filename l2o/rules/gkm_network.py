@@ -59,6 +59,8 @@ class NetworkedALM(NumericalPart):
         ValueError: if `share` is out of its range.
     """
 
+    problem = ConstrainedProblem
+
     def __init__(self, part: LinearizedALM, network: nn.Module, share: float = 0.02):
         super().__init__()
         if not 0 < share < 0.5:

@@ -53,6 +53,8 @@ class PrimalDual(NumericalPart):
         ValueError: if one is out of its range.
     """
 
+    problem = Problem
+
     def __init__(self, balance: float = 1.0, step: float = 1.0):
         super().__init__()
         check_positive(balance=balance)

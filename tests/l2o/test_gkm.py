@@ -147,6 +147,29 @@ def test_gkm_is_a_rule_that_solve_runs():
     assert float(solution.certificate.relative_gap.max()) < 1e-8
 
 
+@pytest.mark.parametrize("relaxation", [1.0, 1.7])
+@pytest.mark.parametrize("penalty", [0.5, 3.0])
+def test_admm_is_certified_and_stopped_by_the_multiplier_that_its_coordinates_hold(penalty, relaxation):
+    rule = GKM(ProximalADMM(penalty), config=GKMConfig(relaxation)).double()
+    for problem in (robust(3), ConstrainedProblem(Matrix(A), draw(3, ROWS), L1())):  # with an h, and e = 0
+        solution = solve(rule, problem, tol=1e-6)
+        assert solution.converged and 0 < solution.steps < 3000
+        assert float(solution.certificate.relative_gap.abs().max()) <= 1e-6
+        again = solve(rule, problem, steps=solution.steps)
+        torch.testing.assert_close(again.certificate.dual, solution.certificate.dual)
+        assert rule.dual_variable(problem, rule.start(problem, solution.x)).shape == problem.b.shape  # pyright: ignore
+
+
+def test_the_multipliers_of_all_other_methods_are_entries_of_their_points():
+    for name in ("linearised ALM", "networked ALM", "proximal ALM", "Condat-Vu"):
+        make, problem = CASES[name]
+        rule = GKM(make()).double()
+        u = samples(rule.part(0), problem())
+        assert rule.dual_variable(problem(), u) is getattr(u, "dual" if name == "Condat-Vu" else "multiplier")
+    plain = GKM(ProximalGradient()).double()
+    assert plain.dual_variable(lasso(), plain.start(lasso())) is None
+
+
 def test_relaxation_mixes_the_old_point_and_the_new():
     rule, problem = GKM(ProximalGradient(), config=GKMConfig(0.25, 1.0)).double(), lasso(3)
     u = rule.start(problem, draw(3, COLUMNS))
@@ -185,6 +208,37 @@ def test_network_that_is_nonexpansive_in_the_metric_keeps_the_map_averaged():
     assert certificate.nonexpansive and certificate.averagedness <= 0.5 + 1e-6
     wild = GKM(part, in_metric(lambda v: 3 * v, (H + H.mT) / 2), GKMConfig(0.5, 1.0)).double()
     assert not certify_samples(lambda u: wild.map(problem, u), points, part.metric(problem)).nonexpansive
+
+
+def test_solve_runs_no_rule_that_is_not_averaged():
+    rule = GKM(ProximalGradient(1.99), config=GKMConfig(relaxation=1.9)).double()
+    with pytest.raises(ValueError, match=r"step 0 is not averaged: α a₀ = 1.891.*most_relaxation to 1/a₀ = 1.005"):
+        solve(rule, lasso(), steps=3)
+    later = GKM([ProximalGradient(0.5), ProximalGradient(1.99)], config=GKMConfig(relaxation=1.2)).double()
+    with pytest.raises(ValueError, match="step 1 is not averaged"):
+        later.init_problem(lasso(), lasso().zeros())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_rule_trained_in_its_range_is_refused(name):
+    """α rounds to `most_relaxation` there, and the weights of D_num go far."""
+    make, problem = CASES[name]
+    most = {"proximal gradient": 1.0, "preconditioned": 1.0, "Condat-Vu": 1.0, "networked ALM": 1.5}.get(name, 2.0)
+    rule = GKM(perturbed(make()), config=GKMConfig(0.9, most)).float()
+    with torch.no_grad():
+        rule.logit_relaxation.fill_(100.0)
+    assert float(rule.relaxation(0).detach()) == most
+    rule.init_problem(problem(), problem().zeros())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_another_kind_of_problem_is_refused_by_name(name):
+    make, problem = CASES[name]
+    needed, wrong = type(problem()).__name__, lasso() if isinstance(problem(), ConstrainedProblem) else robust()
+    rule = GKM(make()).double()
+    for run in (lambda: solve(rule, wrong, steps=1), lambda: rule.start(wrong), lambda: rule.check(wrong)):
+        with pytest.raises(TypeError, match=rf"needs a l2o\.\w+\.{needed}, .*; got a {type(wrong).__name__}"):
+            run()
 
 
 def test_wrong_uses_are_refused():

@@ -89,9 +89,19 @@ def test_a_time_for_each_item_of_a_batch_gets_the_gradients_of_single_runs():
     ("options", "message"),
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 3, "time": -0.5}, "T must be at least 0, got -0.5"),
+        ({"steps": 3, "time": torch.tensor([[0.5], [-2.0]])}, "T must be at least 0, got -2"),
+        ({"steps": 3, "time": float("nan")}, "T must be at least 0, got nan"),
         ({"steps": 3, "time_gradient": "exact"}, "steps, adjoint, got 'exact'"),
     ],
 )
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        gradient_flow(lambda x: x, torch.ones(2), 1.0, **options)
+        gradient_flow(lambda x: x, torch.ones(2), **({"time": 1.0} | options))
+
+
+@pytest.mark.parametrize("start", [torch.ones(2, dtype=torch.int64), torch.ones(2, dtype=torch.complex64)])
+def test_a_start_in_which_the_time_would_be_rounded_is_refused(start):
+    with pytest.raises(TypeError, match=f"must be real floating point, got {start.dtype}"):
+        gradient_flow(lambda x: x, start, 0.9, 3)
+    assert torch.equal(gradient_flow(lambda x: x, torch.ones(2), 0.0, 3), torch.ones(2))

@@ -50,6 +50,29 @@ def test_cg_solves_symmetric_systems_and_gmres_needs_no_more_than_n_products(flo
     assert report.iterations <= 15  # of GMRES: the whole space
 
 
+def with_values(values: torch.Tensor, seed: int = 0, symmetric: bool = False) -> torch.Tensor:
+    """A matrix with these singular values, shape (1, n, n)."""
+    generator = torch.Generator().manual_seed(seed)
+    n = len(values)
+    U, V = (torch.linalg.qr(torch.randn(n, n, generator=generator))[0] for _ in range(2))
+    return ((U * values) @ (U if symmetric else V).T)[None]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("solver", [GMRES(), GMRES(restart=4)], ids=repr)
+def test_gmres_doubles_its_space_where_restarts_stand_still(float64, solver, seed):
+    A, b = with_values(torch.logspace(0, -2, 60), seed), right_side(1, 60)
+    x, report = solve_linear(solver, product(A), b)
+    assert report.converged and report.iterations < 400
+    torch.testing.assert_close(x, torch.linalg.solve(A, b), rtol=0, atol=1e-7)  # 1e-10 times the condition, ‖x‖ = 100
+
+
+def test_gmres_stops_where_the_whole_space_brings_nothing(float64):
+    A = torch.diag(torch.tensor([0.0] + [1.0] * 199))[None]  # the space has two dimensions, whatever restart allows
+    _, report = solve_linear(GMRES(), product(A), torch.ones(1, 200))
+    assert not report.converged and report.iterations < 10 and "singular" in report.note
+
+
 def test_estimated_condition_is_that_of_the_matrix(float64):
     values = torch.logspace(0, -4, 12)
     Q = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(0)))[0]
@@ -105,6 +128,21 @@ def test_cg_says_that_a_matrix_is_not_symmetric_or_not_positive(float64):
     x, report = solve_linear(GMRES(), product(indefinite), b)  # which needs neither
     assert report.converged
     torch.testing.assert_close(x, torch.linalg.solve(indefinite, b), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("seed", [3, 7])
+def test_cg_calls_no_symmetric_matrix_asymmetric_however_ill_conditioned(float64, seed):
+    A = with_values(torch.logspace(0, -12, 60), seed, symmetric=True)
+    _, report = solve_linear(CG(), product(A), right_side(1, 60))
+    assert not report.converged and report.note == "raise max_iterations"
+
+
+@pytest.mark.parametrize(("n", "seed"), [(10, 1), (10, 4), (60, 3), (60, 5), (200, 0)])
+def test_cg_takes_no_explosion_on_an_asymmetric_matrix_for_an_ill_condition(float64, n, seed):
+    A = with_values(torch.logspace(0, -2, n), seed)
+    _, report = solve_linear(CG(), product(A), right_side(1, n))
+    assert not report.converged and report.residual is not None and report.residual > 1
+    assert "not symmetric" in report.note
 
 
 @pytest.mark.parametrize("solver", [GMRES(), GMRES(restart=3), CG(), Neumann(), AndersonSolver(), Dense()], ids=repr)

@@ -1,11 +1,13 @@
 """BMO on a problem with a closed form, where T alone stops at the wrong fixed point."""
 
+import re
+
 import pytest
 import torch
 from torch import Tensor
 
 from l2o.metric import Dense
-from meta_train.bilevel import InnerConfig, aggregated_steps, hyper_train
+from meta_train.bilevel import InnerConfig, aggregate, aggregated_steps, hyper_train
 from meta_train.bilevel_problem import BOX, AffineBilevel, WeightedMetric
 
 PROBLEM = AffineBilevel.sample()
@@ -90,6 +92,56 @@ def test_points_stay_in_the_ball_of_the_metric():
     config = InnerConfig(1, 0.0, radius=1.0)
     out = aggregated_steps(lambda u, k: u, u, lambda u: u.sum(-1), config, Dense(H))[-1]
     torch.testing.assert_close(out, torch.tensor([[0.5, 0.0], [0.1, 0.1]], dtype=torch.float64))
+
+
+def test_the_error_falls_by_the_power_that_descent_has_until_one_over_k():
+    """On {u: Au = b} with T the projection onto it, ℓ = ½‖u − c‖²: m = 1 and argmin ℓ = T(c)."""
+    A, c = (
+        torch.randn(2, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+        torch.arange(6.0).double(),
+    )
+    project = lambda u, k=0: u - (u @ A.mT - 1) @ torch.linalg.pinv(A).mT  # noqa: E731
+    best = project(c.unsqueeze(0))
+
+    def distance(steps: int, **options) -> float:
+        config = InnerConfig(steps, aggregation=0.5, **options)
+        upper = lambda u: 0.5 * (u - c).square().sum(-1)  # noqa: E731
+        with torch.no_grad():
+            return float((aggregated_steps(project, torch.zeros_like(best), upper, config)[-1] - best).norm())
+
+    for s, power in ((0.5, 0.25), (1.0, 0.5), (5.0, 1.0)):  # μ s m, and at most 1
+        assert distance(200, descent=s) / distance(800, descent=s) == pytest.approx(4**power, rel=0.05)
+    assert distance(800, descent=1.0, decay=0.7) < 0.5 * distance(800, descent=1.0)
+
+
+def test_a_start_without_items_and_a_loss_of_all_items_are_refused():
+    start = torch.tensor([3.0, 4.0])
+    upper = lambda u: 0.5 * u.square().sum(-1)  # noqa: E731
+    for config in (InnerConfig(1, 0.0, radius=1.0), InnerConfig(1, radius=1.0)):
+        with pytest.raises(ValueError, match=r"shape \(items, own axes…\), got \[\(2,\)\].*start.unsqueeze\(0\)"):
+            aggregated_steps(lambda u, k: u, start, upper, config)
+        one = aggregated_steps(lambda u, k: u, start.unsqueeze(0), upper, config)[-1]
+        assert float(one.detach().norm()) == pytest.approx(1.0)
+    for wrong, shape in ((lambda u: u.square().sum(), "()"), (lambda u: u.square(), "(1, 2)")):
+        with pytest.raises(ValueError, match=f"upper must give ℓ of each item, shape \\(1,\\), got {re.escape(shape)}"):
+            aggregated_steps(lambda u, k: u, start.unsqueeze(0), wrong, InnerConfig(1))
+        with pytest.raises(ValueError, match="upper must give"):
+            aggregate(start.unsqueeze(0), start.unsqueeze(0), wrong, 0.5, 1.0, Dense(torch.eye(2)))
+
+
+def test_an_inner_loop_that_explodes_is_said():
+    upper = lambda u: 200 * u.square().sum(-1) + u.sum(-1)  # noqa: E731
+    start = torch.ones(1, 3, dtype=torch.float64)
+    for factor in (1.0, 1e7):  # grown, and no longer finite
+        with pytest.raises(
+            ValueError, match="exploded: the largest entry of u.k went from 1.0e.00 to .*smaller `descent`"
+        ):
+            aggregated_steps(lambda u, k: u, start, lambda u, f=factor: f * upper(u), InnerConfig(100))
+    with pytest.raises(ValueError, match="exploded"):
+        aggregated_steps(lambda u, k: u / 0, start, upper, InnerConfig(1, 0.0))
+    points = [u.detach() for u in aggregated_steps(lambda u, k: u, start, upper, InnerConfig(300, descent=0.2))]
+    assert float(points[20].abs().max()) > 1e9  # a transient that has gone in the end
+    torch.testing.assert_close(points[-1], torch.full_like(start, -1 / 400))
 
 
 def test_wrong_options_are_refused():
