@@ -36,9 +36,9 @@ browser:  ## Chromium, in which the page of all results is tested (Debian, as ro
 	apt-get install -y -q --no-install-recommends chromium-headless-shell || \
 		{ apt-get update -q && apt-get install -y -q --no-install-recommends chromium-headless-shell; }
 
-interop: $(INTEROP)/.installed  ## the tests of l2o/interop inside higher and learn2learn, and those against jaxopt
+interop: $(INTEROP)/.installed  ## the tests of l2o/interop inside higher and learn2learn, and those against jaxopt and torchdeq
 	OMP_NUM_THREADS=1 $(INTEROP)/bin/python -m pytest tests/l2o/test_interop_higher.py \
-		tests/l2o/test_interop_learn2learn.py tests/l2o/test_jaxopt.py
+		tests/l2o/test_interop_learn2learn.py tests/l2o/test_jaxopt.py tests/l2o/test_torchdeq.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info
@@ -58,7 +58,7 @@ $(INTEROP)/.installed: $(VENV)/.installed
 	$(PYTHON) -m venv $(INTEROP)
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 		> $$($(INTEROP)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dotvenv.pth
-	$(PIP_INTEROP) install cython setuptools higher gym jaxopt
+	$(PIP_INTEROP) install cython setuptools higher gym jaxopt torchdeq
 	$(PIP_INTEROP) install --no-deps torchvision
 	$(PIP_INTEROP) download --no-deps --no-build-isolation --no-binary learn2learn --dest $(INTEROP)/source learn2learn
 	tar -xzf $(INTEROP)/source/learn2learn-*.tar.gz -C $(INTEROP)/source --strip-components 1
