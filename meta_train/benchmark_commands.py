@@ -107,6 +107,8 @@ def report(
     sections, files = report_all(directories, out)
     for file in files:
         print(f"wrote {file}")
+    if not files:
+        print("nothing to rebuild: README and figures of a study are made by its own command, which its README names")
     if publish is not None:
         print(f"published {publish(sections)}")
 

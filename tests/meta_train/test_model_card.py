@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from l2o import CheckpointError, CoordinatewiseRule, available, load_rule, save_rule
+from l2o import CheckpointError, available, load_rule, save_rule
 from l2o.checkpoint import find, read_card
 from l2o.rules import SGD, AdamConfig, CoordinatewiseLSTM, LSTMConfig, MomentumConfig
+from l2o.rules.sobolev import GradientRule
 from meta_train.commands import parse
 from meta_train.config import PRESETS
 from meta_train.config_json import to_json
@@ -56,7 +57,7 @@ def test_card_of_a_shipped_checkpoint_is_what_l2o_card_writes_now(name, monkeypa
     written = (find(name) / "README.md").read_text()
     assert written == card_text(name, (Path("results"),)), f"run: l2o card {name}"
     assert "`l2o train " in written or "`l2o search " in written
-    assert ("bytes per parameter" in written) == isinstance(load_rule(name), CoordinatewiseRule)
+    assert ("bytes per parameter" in written) == isinstance(load_rule(name), GradientRule)
 
 
 def test_card_tells_training_size_and_validation(checkpoint):

@@ -271,10 +271,15 @@ def test_no_directory_and_no_results_folder_asks_for_one(tmp_path, monkeypatch):
         expand([])
 
 
-@pytest.mark.parametrize("name", ["study", "nothing"])
-def test_a_single_directory_that_no_benchmark_wrote_cannot_be_rebuilt(name, root):
-    with pytest.raises(ValueError, match=f"{name} is not a benchmark's directory"):
-        report_all([root / name], None)
+def test_a_single_study_is_shown_as_its_command_wrote_it(root):
+    before = (root / "study" / "README.md").read_text()
+    (section,), written = report_all([root / "study"], None)
+    assert (section.markdown, (root / "study" / "README.md").read_text(), written) == (before, before, [])
+
+
+def test_a_single_directory_without_results_is_refused(root):
+    with pytest.raises(ValueError, match="nothing is not a benchmark's directory"):
+        report_all([root / "nothing"], None)
 
 
 def test_a_directory_without_results_is_an_error_among_others_too(root):
