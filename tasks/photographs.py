@@ -122,7 +122,11 @@ def photograph(photographs: PhotographSet, split: Split, index: int) -> Tensor:
     assert 0 <= index < n_photographs(photographs, split)
     if photographs == "art":
         file = PHOTOGRAPHS[split][index]
-        return _published("derain/gt" if file.name[0].isdigit() else "art/content", file)
+        try:
+            return _published("derain/gt" if file.name[0].isdigit() else "art/content", file)
+        except DataError as error:
+            styles = ", ".join(EMBEDDED_STYLES)
+            raise DataError(f'{error}; photographs "embedded" with styles of {styles} need no file') from error
     whole = _embedded(EMBEDDED_STYLES[SPLITS.index(split) // 2])
     half = whole.shape[-1] // 2
     return whole[..., :half] if SPLITS.index(split) % 2 == 0 else whole[..., half:]
