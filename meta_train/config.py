@@ -39,6 +39,9 @@ class TrainConfig:
     """Distribution of optimizees."""
     rule: RuleConfig = field(default_factory=LSTMConfig)  # pyright: ignore (a union made from a table)
     """Config of the update rule."""
+    learn: Literal["weights", "gains"] = "weights"
+    """gains: factors and shifts of an LSTM's gates alone, some two dozen numbers, for which evolution strategies need
+    few tasks; they refine the LSTM of start_from, and end up in its weights."""
     meta_loss: MetaLoss = field(default_factory=MetaLoss)
     """What the meta-loss counts and on which data."""
     estimator: EstimatorName = "auto"  # pyright: ignore (see above)
@@ -98,7 +101,7 @@ class TrainConfig:
 
         Raises:
             ValueError: if a count is below one, a size is not positive, the options contradict each other, the rule
-                has no weights, or it steps on a structure that the tasks have not.
+                has no weights or no gains to learn, or it steps on a structure that the tasks have not.
         """
         check_ranges(self)
         check_estimator(self)

@@ -6,6 +6,7 @@ from typing import Any
 
 from l2o.rule import CoordinatewiseRule, ModelBasedRule, UpdateRule
 from l2o.rules import MODEL_BASED, RULES
+from l2o.rules.lstm import CoordinatewiseLSTM
 from meta_train.estimators import ESTIMATORS
 from meta_train.estimators.perturbed import EvolutionStrategy
 from tasks.task import TaskFamily
@@ -79,12 +80,16 @@ def check_estimator(config: Any) -> None:
 
 
 def check_rule(config: Any) -> None:
-    """Check that a model-based rule has weights to learn and tasks with a structure to step on.
+    """Check that a rule has what is to be learned, and a model-based one weights and tasks with a structure to step on.
 
     Raises:
-        ValueError: if it has no weights, or the task family shows no structure.
+        ValueError: if it has no gains or no weights, or the task family shows no structure.
     """
     rule, task = rule_type(config.rule), type(config.task)
+    if config.learn not in ("weights", "gains"):
+        raise ValueError(f"learn must be weights or gains, got {config.learn!r}")
+    if config.learn == "gains" and rule is not CoordinatewiseLSTM:
+        raise ValueError(f"only the gates of an LSTM have gains, got {type(config.rule).__name__}; use --learn weights")
     if rule is None or not issubclass(rule, ModelBasedRule):
         return
     if task.problem is TaskFamily.problem:

@@ -20,6 +20,7 @@ from l2o.rule import UpdateRule
 from meta_train.batch import Batch, Contribution
 from meta_train.config_json import to_json
 from meta_train.distributed import Ranks, Silence
+from meta_train.lstm_gains import LSTMGains
 from meta_train.run_directory import RunDirectory
 from meta_train.seeds import derive_seed
 from meta_train.sharding import Sharded, share
@@ -50,7 +51,8 @@ class Trainer:
             )
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         on_cpu = self.generator if self.device.type == "cpu" else torch.Generator().manual_seed(config.seed)
-        self.rule = config.build_rule(on_cpu).to(self.device)
+        rule = config.build_rule(on_cpu)
+        self.rule = (LSTMGains(rule) if config.learn == "gains" else rule).to(self.device)
         self.batches = self._make_batches()
         self.average = AveragedModel(self.rule, multi_avg_fn=get_ema_multi_avg_fn(config.average))
         self.adam = torch.optim.Adam(self._parameter_groups(), lr=config.outer_lr, fused=True)
@@ -75,14 +77,18 @@ class Trainer:
 
     @property
     def kept(self) -> UpdateRule:
-        """The rule that is validated and saved: the average of the weights, where there is one."""
+        """The rule that is validated: the average of the weights, where there is one."""
         return self.average.module if self.config.average else self.rule  # pyright: ignore (a copy of the rule)
+
+    def _deployed(self) -> UpdateRule:
+        """Return what is saved: the rule that is validated, learned gains taken up into its weights."""
+        return self.kept.merged() if isinstance(self.kept, LSTMGains) else self.kept
 
     def save(self) -> None:
         """Write checkpoints/last and the state to resume from; all ranks call it together."""
         packed = pack(self)
         if packed is not None:
-            save_rule(self.kept, self.run.checkpoints / "last", training=self._card())
+            save_rule(self._deployed(), self.run.checkpoints / "last", training=self._card())
             self.run.save_state(*packed)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
@@ -171,7 +177,7 @@ class Trainer:
             if self.ranks.is_main:
                 card = {f"outer_valid_{name}": value for name, value in results.items()}
                 card |= {"problems": config.valid_tasks, "horizon": config.horizon}
-                save_rule(self.kept, self.run.checkpoints / "best", training=self._card(), results=card)
+                save_rule(self._deployed(), self.run.checkpoints / "best", training=self._card(), results=card)
         self.progress.validation(self.outer_step, results, self.best)
 
     def _validation_losses(self) -> Tensor:
