@@ -52,7 +52,7 @@ class Trainer:
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         on_cpu = self.generator if self.device.type == "cpu" else torch.Generator().manual_seed(config.seed)
         rule = config.build_rule(on_cpu)
-        self.rule = (LSTMGains(rule) if config.learn == "gains" else rule).to(self.device)
+        self.rule = (LSTMGains(rule) if config.learn == "gains" else rule).to(self.device)  # pyright: ignore (checked)
         self.batches = self._make_batches()
         self.average = AveragedModel(self.rule, multi_avg_fn=get_ema_multi_avg_fn(config.average))
         self.adam = torch.optim.Adam(self._parameter_groups(), lr=config.outer_lr, fused=True)

@@ -175,7 +175,9 @@ def test_files_that_are_missing_or_no_images_are_named(tmp_path, monkeypatch):
     for cache in (_published, _minibatch, _painting_grams, load_network):
         cache.cache_clear()
     monkeypatch.delenv("L2O_DATA", raising=False)
-    with pytest.raises(DataError, match='china.jpg is needed; set L2O_DATA .* art/content; photographs "embedded" with'):
+    with pytest.raises(
+        DataError, match='china.jpg is needed; set L2O_DATA .* art/content; photographs "embedded" with'
+    ):
         photograph("art", "train", 0)
     monkeypatch.setenv("L2O_DATA", str(tmp_path))
     with pytest.raises(DataError, match="001.png is needed, but it is not in .*/derain/gt"):
