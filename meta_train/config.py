@@ -39,9 +39,6 @@ class TrainConfig:
     """Distribution of optimizees."""
     rule: RuleConfig = field(default_factory=LSTMConfig)  # pyright: ignore (a union made from a table)
     """Config of the update rule."""
-    learn: Literal["weights", "gains"] = "weights"
-    """gains: factors and shifts of an LSTM's gates alone, some two dozen numbers, for which evolution strategies need
-    few tasks; they refine the LSTM of start_from, and end up in its weights."""
     meta_loss: MetaLoss = field(default_factory=MetaLoss)
     """What the meta-loss counts and on which data."""
     estimator: EstimatorName = "auto"  # pyright: ignore (see above)
@@ -93,6 +90,9 @@ class TrainConfig:
     start_from: str | None = None
     """Shipped name, checkpoint or run directory whose weights to start from; None draws fresh ones. Sizes must
     be the same, constants such as an LSTM's scale need not; a Sobolev rule may start from the rule that it filters."""
+    learn: Literal["weights", "gains"] = "weights"
+    """gains: factors and shifts of an LSTM's gates alone, some two dozen numbers, for which evolution strategies need
+    few tasks; they refine the LSTM of start_from, and end up in its weights."""
     seed: int = 0
     """Seed of everything that is drawn."""
 
