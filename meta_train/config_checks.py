@@ -90,6 +90,8 @@ def check_rule(config: Any) -> None:
         raise ValueError(f"learn must be weights or gains, got {config.learn!r}")
     if config.learn == "gains" and rule is not CoordinatewiseLSTM:
         raise ValueError(f"only the gates of an LSTM have gains, got {type(config.rule).__name__}; use --learn weights")
+    if config.learn == "gains" and config.start_from is None:
+        raise ValueError("gains refine an LSTM that was trained before; say which with --start-from")
     if rule is None or not issubclass(rule, ModelBasedRule):
         return
     if task.problem is TaskFamily.problem:

@@ -137,5 +137,7 @@ def test_a_run_keeps_a_plain_lstm_moved_along_its_gains_alone_and_resumes_exactl
 def test_other_rules_and_names_are_refused():
     with pytest.raises(ValueError, match="only the gates of an LSTM have gains, got AdamConfig; use --learn weights"):
         TrainConfig(Quadratic(), AdamConfig(), learn="gains")
+    with pytest.raises(ValueError, match="gains refine an LSTM that was trained before; say which with --start-from"):
+        TrainConfig(Quadratic(), learn="gains")
     with pytest.raises(ValueError, match="learn must be weights or gains, got 'biases'"):
         dataclasses.replace(TrainConfig(Quadratic()), learn="biases")  # pyright: ignore
