@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _GAP = 4
 """Pixels between the pictures of a strip."""
+_ICONS = ("ICO", "ICNS")
+"""Kinds that Pillow writes in sizes of its own."""
 
 
 def check_output(path: Path) -> None:
@@ -58,12 +60,12 @@ def encode(picture: Tensor, path: Path) -> bytes:
     kind = Image.registered_extensions().get(path.suffix.lower())
     buffer = io.BytesIO()
     try:
-        if kind is None:
+        if kind is None or kind in _ICONS:
             raise KeyError(path.suffix)
         to_image(picture).save(buffer, format=kind, quality=95)
     except (KeyError, OSError, ValueError) as error:  # Pillow has no writer, or none for RGB
         raise ValueError(
-            f"{path}: Pillow writes no colour pictures as {path.suffix or 'files without an ending'}; "
+            f"{path}: Pillow writes no colour pictures of any size as {path.suffix or 'files without an ending'}; "
             "take .png, .jpg, .webp or .tif"
         ) from error
     return buffer.getvalue()

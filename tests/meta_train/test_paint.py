@@ -219,10 +219,11 @@ def test_pictures_side_by_side():
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("a.xyz", "Pillow writes no colour pictures as .xyz; take .png"),
-        ("a", "Pillow writes no colour pictures as files without an ending"),
-        ("a.xbm", "Pillow writes no colour pictures as .xbm"),  # Pillow writes it, but black and white only
-        ("a.psd", "Pillow writes no colour pictures as .psd"),  # Pillow only reads it
+        ("a.xyz", "Pillow writes no colour pictures of any size as .xyz; take .png"),
+        ("a", "Pillow writes no colour pictures of any size as files without an ending"),
+        ("a.xbm", "Pillow writes no colour pictures of any size as .xbm"),  # Pillow writes it, but black and white only
+        ("a.psd", "Pillow writes no colour pictures of any size as .psd"),  # Pillow only reads it
+        ("a.ico", "Pillow writes no colour pictures of any size as .ico"),  # at most 256 pixels wide
         ("no/such/a.png", "no/such, where a.png is to be written, is no folder; make it, or choose another"),
         ("file/a.png", "file, where a.png is to be written, is no folder"),
         ("folder.png", "folder.png is a folder; name a file in it"),
@@ -316,7 +317,7 @@ def test_an_interrupted_painting_is_saved_and_said(l2o, monkeypatch):
         (("china", "text.jpg", "-o", "a.png"), "text.jpg is not an image that Pillow reads"),
         (("china", ".", "-o", "a.png"), ". is a folder, not an image"),
         (("china", "flower", "-o", "no/a.png"), "no, where a.png is to be written, is no folder"),
-        (("china", "flower", "-o", "a.png", "--strip", "a.doc"), "Pillow writes no colour pictures as .doc"),
+        (("china", "flower", "-o", "a.png", "--strip", "a.doc"), "Pillow writes no colour pictures of any size as .doc"),
         (("china", "flower", "-o", "a.png", "--strip", "a.png"), "cannot be both the painting and the strip"),
         (("photo.png", "flower", "-o", "photo.png"), "photo.png is one of the images to read"),
         (("china", "flower", "-o", "a.png", "--style-size", "0"), "style_size must be at least 1, got 0"),
