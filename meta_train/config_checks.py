@@ -92,6 +92,8 @@ def check_rule(config: Any) -> None:
         raise ValueError(f"only the gates of an LSTM have gains, got {type(config.rule).__name__}; use --learn weights")
     if config.learn == "gains" and config.start_from is None:
         raise ValueError("gains refine an LSTM that was trained before; say which with --start-from")
+    if config.learn == "gains" and not config.matrix_lr == config.lengths.layer_lr == 1:
+        raise ValueError("gains are neither matrices nor layers: matrix_lr and layer_lr must be 1 with --learn gains")
     if rule is None or not issubclass(rule, ModelBasedRule):
         return
     if task.problem is TaskFamily.problem:

@@ -13,20 +13,20 @@ from l2o import kernels
 from l2o.rules.lstm import CoordinatewiseLSTM, LSTMState
 
 _SHIFT = 0.1
-"""Unit of `output_shift`, standard deviations of the output weights, so that all gains have one scale."""
+"""Unit of `output_shift`, standard deviations of the output weights (sizes, if there is one), as gains have no unit."""
 
 
 class LSTMGains(CoordinatewiseLSTM):
-    """A `CoordinatewiseLSTM` with fixed weights, of which 10 L + I + 2 numbers are learned (L layers, I inputs).
+    """A `CoordinatewiseLSTM` with fixed weights, of which 9 L + I + 2 numbers are learned (L layers, I inputs).
 
     θ = {log_gates, shifts (L, 4), log_recurrent (L,), log_inputs (I,), log_output, output_shift (1,)}: factors of what
-    enters each gate (in the order of the weights: i, f, g, o) and shifts of its bias, factors of each layer's recurrent
+    enters each gate (in the order of `l2o.kernels.reference`) and shifts of its bias, factors of each layer's recurrent
     weights, of each input's and of the output, and a shift of the output. All zero is the LSTM itself.
     """
 
     def __init__(self, rule: CoordinatewiseLSTM):
         """Take the LSTM from which to start; it is copied."""
-        super().__init__(rule.config)
+        super().__init__(rule.config, torch.Generator())  # what it draws is replaced
         dtype, layers = rule.output_bias.dtype, rule.config.layers
         for name in dict(self.named_children()) | dict(self.named_parameters(recurse=False)):
             delattr(self, name)
@@ -42,7 +42,7 @@ class LSTMGains(CoordinatewiseLSTM):
 
     def merged(self) -> CoordinatewiseLSTM:
         """Return an LSTM whose weights have taken the gains up."""
-        rule = CoordinatewiseLSTM(self.config).to(self.output_bias)
+        rule = CoordinatewiseLSTM(self.config, torch.Generator()).to(self.output_bias)
         rule.load_state_dict({name: weight.detach() for name, weight in self._weights().items()})
         return rule
 
@@ -64,7 +64,8 @@ class LSTMGains(CoordinatewiseLSTM):
             rows = self.log_gates[layer].repeat_interleave(size)
             found[f"weights.{layer}"] = weight * (rows[:, None] + columns).exp()
             found[f"biases.{layer}"] = bias + self.shifts[layer].repeat_interleave(size)
-        shifted = self.output_bias + _SHIFT * self.output_weight.std() * self.output_shift
+        size = self.output_weight.std() if self.config.hidden_size > 1 else self.output_weight.abs().max()
+        shifted = self.output_bias + _SHIFT * size * self.output_shift
         gain = self.log_output.exp()
         return found | {"output_weight": gain * self.output_weight, "output_bias": gain * shifted}
 

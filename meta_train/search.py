@@ -70,8 +70,10 @@ def searchable_rule(config: TrainConfig, generator: torch.Generator) -> UpdateRu
     """Return the rule from whose weights a search starts.
 
     Raises:
-        ValueError: if it has no weights, or too many.
+        ValueError: if it has no weights, or too many, or gains are to be learned.
     """
+    if config.learn == "gains":
+        raise ValueError("gains are learned by l2o train, with --estimator pes; a search moves a rule's own weights")
     rule = config.build_rule(generator)
     count = sum(parameter.numel() for parameter in rule.parameters())
     if not 0 < count <= _MOST_WEIGHTS:

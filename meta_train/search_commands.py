@@ -68,9 +68,10 @@ def search_command(preset: str, config: TrainConfig, options: SearchConfig) -> s
     """Return the command line of a search.
 
     >>> search_command("sparse", search_default(PRESETS["sparse"]), SearchConfig(rounds=3))
-    'l2o search sparse rule:hyperlista --search.rounds 3'
+    'l2o search sparse --search.rounds 3'
     """
-    typed = (training_command(config) or f"l2o train {preset}").replace("l2o train", "l2o search", 1)
+    presets = {name: search_default(config) for name, config in PRESETS.items()}
+    typed = (training_command(config, presets) or f"l2o train {preset}").replace("l2o train", "l2o search", 1)
     changed = {k: v for k, v in dataclasses.asdict(options).items() if v != getattr(SearchConfig(), k)}
     return shlex.join([*shlex.split(typed), *(part for k, v in changed.items() for part in (f"--search.{k}", str(v)))])
 

@@ -63,6 +63,8 @@ class Trainer:
     def train(self) -> dict[str, Any]:
         """Run to the last outer step, or until `stop_requested` on any rank; return a summary."""
         config = self.config
+        if config.start_from is not None and self.outer_step == 0:
+            self._validate()  # what is trained already must be beaten
         while self.outer_step < config.outer_steps and not self.ranks.any(self.stop_requested):
             self._make_outer_step()
             if self.outer_step % config.validate_every == 0 or self.outer_step == config.outer_steps:

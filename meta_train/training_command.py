@@ -10,8 +10,11 @@ from meta_train.config import PRESETS, TrainConfig
 from meta_train.config_json import to_json
 
 
-def training_command(config: TrainConfig) -> str | None:
+def training_command(config: TrainConfig, presets: Mapping[str, TrainConfig] = PRESETS) -> str | None:
     """Return the `l2o train` that asks for this configuration; None if its task family is in no preset.
+
+    Args:
+        presets: what each name stands for.
 
     >>> training_command(dataclasses.replace(PRESETS["digits"], horizon=200, clip=None))
     'l2o train digits --horizon 200 --clip None'
@@ -19,7 +22,7 @@ def training_command(config: TrainConfig) -> str | None:
     wanted = to_json(config)
     commands = [
         ["l2o", "train", name, *_options(to_json(preset), wanted)]
-        for name, preset in PRESETS.items()
+        for name, preset in presets.items()
         if type(preset.task) is type(config.task)
     ]
     return shlex.join(min(commands, key=len)) if commands else None

@@ -10,6 +10,7 @@ from l2o.rule import CoordinatewiseRule
 from l2o.rules import AdamConfig, LSTMConfig
 from l2o.rules.lstm import CoordinatewiseLSTM
 from meta_train.config import TrainConfig
+from meta_train.lengths import Lengths
 from meta_train.lstm_gains import LSTMGains
 from meta_train.run_directory import RunDirectory
 from meta_train.tracking import Progress
@@ -18,6 +19,7 @@ from tasks import Quadratic
 
 CONFIGS = [
     LSTMConfig(hidden_size=5, p=10.0),
+    LSTMConfig(1, 1),
     LSTMConfig(hidden_size=4, layers=1, p=None),
     LSTMConfig(3, 3, forget_bias=1),
 ]
@@ -134,10 +136,32 @@ def test_a_run_keeps_a_plain_lstm_moved_along_its_gains_alone_and_resumes_exactl
         torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), rtol=1e-4, atol=0)  # one factor for a gate
 
 
+@pytest.mark.parametrize(("layers", "p", "count"), [(2, 10.0, 22), (1, None, 12), (3, 10.0, 31)])
+def test_gains_are_as_many_as_said(layers, p, count):
+    gains = LSTMGains(CoordinatewiseLSTM(LSTMConfig(hidden_size=6, layers=layers, p=p), seeded()))
+    assert sum(parameter.numel() for parameter in gains.parameters()) == count
+    assert gains.merged().weights[0].shape == (24, 6 + (1 if p is None else 2))
+
+
+def test_a_run_that_spoils_its_start_keeps_the_start_as_its_best(tmp_path):
+    first = CoordinatewiseLSTM(LSTMConfig(hidden_size=4, p=None), seeded())
+    save_rule(first, tmp_path / "first")
+    config = TrainConfig(
+        Quadratic(dim=4), first.config, start_from=str(tmp_path / "first"), clip=None,
+        horizon=10, truncation=10, n_tasks=2, outer_steps=2, outer_lr=50.0, validate_every=1, valid_tasks=8,
+    )  # fmt: skip
+    run(tmp_path / "run", config)
+    for name, weight in load_rule(tmp_path / "run").named_parameters():
+        assert torch.equal(weight, dict(first.named_parameters())[name]), name
+
+
 def test_other_rules_and_names_are_refused():
     with pytest.raises(ValueError, match="only the gates of an LSTM have gains, got AdamConfig; use --learn weights"):
         TrainConfig(Quadratic(), AdamConfig(), learn="gains")
     with pytest.raises(ValueError, match="gains refine an LSTM that was trained before; say which with --start-from"):
         TrainConfig(Quadratic(), learn="gains")
+    for options in ({"matrix_lr": 0.1}, {"lengths": Lengths("layerwise", layer_lr=0.5)}):
+        with pytest.raises(ValueError, match="gains are neither matrices nor layers: matrix_lr and layer_lr must be 1"):
+            TrainConfig(Quadratic(), learn="gains", start_from="lstm-quadratic", **options)
     with pytest.raises(ValueError, match="learn must be weights or gains, got 'biases'"):
         dataclasses.replace(TrainConfig(Quadratic()), learn="biases")  # pyright: ignore

@@ -112,6 +112,9 @@ def test_search_is_for_few_weights(tmp_path):
     config = dataclasses.replace(CONFIG, rule=LSTMConfig(hidden_size=3), task=Quadratic())
     with pytest.raises(ValueError, match=r"random search is for 1 to 20 weights, .*; choose a rule with few, such as"):
         search(RunDirectory.create(tmp_path, config), SearchConfig(), "")
+    gains = dataclasses.replace(CONFIG, rule=LSTMConfig(1, 1), start_from="lstm-quadratic", learn="gains")
+    with pytest.raises(ValueError, match="gains are learned by l2o train"):
+        search_module.searchable_rule(gains, torch.Generator())
     for options, message in (({"rounds": 0}, "must be positive"), ({"elite": 1}, "elite must be from 2")):
         with pytest.raises(ValueError, match=message):
             SearchConfig(**options)
@@ -136,6 +139,12 @@ def test_every_preset_starts_from_a_rule_that_can_be_searched(preset):
     assert 0 < sum(p.numel() for p in rule.parameters()) < 10
 
 
+def test_the_command_names_what_differs_from_the_default_of_a_search():
+    config = dataclasses.replace(PRESETS["quadratic"], rule=LSTMConfig(1, 1, p=None))
+    found = search_commands.search_command("quadratic", config, SearchConfig())
+    assert found == "l2o search quadratic rule:lstm --rule.hidden-size 1 --rule.layers 1 --rule.p None"
+
+
 def test_the_command_keeps_what_was_typed_and_resume_goes_on(l2o, tmp_path, monkeypatch):
     status, output, _ = l2o("search", "quadratic", *TINY, *ROUNDS, "--out", "whole")
     assert status == 0 and "checkpoint: whole/checkpoints/best" in output
@@ -143,7 +152,7 @@ def test_the_command_keeps_what_was_typed_and_resume_goes_on(l2o, tmp_path, monk
     assert run.config.rule == AdamConfig() and run.config.task == dataclasses.replace(PRESETS["quadratic"].task, dim=3)
     card = read_card(tmp_path / "whole/checkpoints/best")
     assert card["training"]["command"] == (
-        "l2o search quadratic --task.dim 3 --horizon 5 --truncation 5 --valid-tasks 4 rule:adam " + " ".join(ROUNDS)
+        "l2o search quadratic --task.dim 3 --horizon 5 --truncation 5 --valid-tasks 4 " + " ".join(ROUNDS)
     )
     with monkeypatch.context() as patch:
         interrupt_after(8 + 2, patch)  # in the second round
