@@ -51,7 +51,7 @@ class Trainer:
             )
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         on_cpu = self.generator if self.device.type == "cpu" else torch.Generator().manual_seed(config.seed)
-        rule = config.build_rule(on_cpu)
+        rule = config.fresh_rule(on_cpu) if run.has_state else config.build_rule(on_cpu)  # the state has all weights
         self.rule = (LSTMGains(rule) if config.learn == "gains" else rule).to(self.device)  # pyright: ignore (checked)
         self.batches = self._make_batches()
         self.average = AveragedModel(self.rule, multi_avg_fn=get_ema_multi_avg_fn(config.average))

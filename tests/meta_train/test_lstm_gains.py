@@ -1,6 +1,7 @@
 """Gains of an LSTM: the same as the LSTM that has taken them up, their gradients, and what a run makes of them."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -141,6 +142,24 @@ def test_gains_are_as_many_as_said(layers, p, count):
     gains = LSTMGains(CoordinatewiseLSTM(LSTMConfig(hidden_size=6, layers=layers, p=p), seeded()))
     assert sum(parameter.numel() for parameter in gains.parameters()) == count
     assert gains.merged().weights[0].shape == (24, 6 + (1 if p is None else 2))
+
+
+@pytest.mark.parametrize("learn", ["weights", "gains"])
+def test_a_run_resumes_without_the_rule_that_it_started_from(learn, tmp_path):
+    first = CoordinatewiseLSTM(LSTMConfig(hidden_size=4, p=None), seeded())
+    save_rule(first, tmp_path / "first")
+    config = TrainConfig(
+        Quadratic(dim=4), first.config, learn=learn, start_from=str(tmp_path / "first"),
+        horizon=10, truncation=10, n_tasks=4, outer_steps=4, valid_tasks=8,
+    )  # fmt: skip
+    run(tmp_path / "whole", config)
+    run(tmp_path / "pieces", config, stop_at=2)
+    shutil.rmtree(tmp_path / "first")
+    run(tmp_path / "pieces", config)
+    last, other = (
+        dict(load_rule(tmp_path / name / "checkpoints/last").named_parameters()) for name in ("whole", "pieces")
+    )
+    assert not [name for name, weight in last.items() if not torch.equal(weight, other[name])]
 
 
 def test_a_run_that_spoils_its_start_keeps_the_start_as_its_best(tmp_path):
