@@ -135,7 +135,7 @@ class TrainConfig:
         if isinstance(again, SobolevRule) and type(again.coordinates) is type(rule):
             part = again.coordinates
         if type(part) is not type(rule) or _shapes(part) != _shapes(rule):
-            raise ValueError(told)
+            raise ValueError(f"{told}; ask for its kind and sizes (rule:…), or start from another")
         part.load_state_dict(rule.state_dict())
         warnings.warn(f"{told}: its weights go on with these constants", stacklevel=1)  # once, though built twice
         return again

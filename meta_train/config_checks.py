@@ -89,7 +89,7 @@ def check_rule(config: Any) -> None:
     if config.learn not in ("weights", "gains"):
         raise ValueError(f"learn must be weights or gains, got {config.learn!r}")
     if config.learn == "gains" and rule is not CoordinatewiseLSTM:
-        raise ValueError(f"only the gates of an LSTM have gains, got {type(config.rule).__name__}; use --learn weights")
+        raise ValueError(f"gains are those of rule:lstm, got {type(config.rule).__name__}; use --learn weights")
     if config.learn == "gains" and config.start_from is None:
         raise ValueError("gains refine an LSTM that was trained before; say which with --start-from")
     if config.learn == "gains" and not config.matrix_lr == config.lengths.layer_lr == 1:

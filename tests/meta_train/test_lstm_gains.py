@@ -175,7 +175,7 @@ def test_a_run_that_spoils_its_start_keeps_the_start_as_its_best(tmp_path):
 
 
 def test_other_rules_and_names_are_refused():
-    with pytest.raises(ValueError, match="only the gates of an LSTM have gains, got AdamConfig; use --learn weights"):
+    with pytest.raises(ValueError, match="gains are those of rule:lstm, got AdamConfig; use --learn weights"):
         TrainConfig(Quadratic(), AdamConfig(), learn="gains")
     with pytest.raises(ValueError, match="gains refine an LSTM that was trained before; say which with --start-from"):
         TrainConfig(Quadratic(), learn="gains")
