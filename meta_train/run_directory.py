@@ -109,9 +109,17 @@ class RunDirectory:
             save_file(tensors, fresh, metadata={"counters": json.dumps(counters)})
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return what `save_state` wrote, or None before the first checkpoint."""
+        """Return what `save_state` wrote, or None before the first checkpoint.
+
+        Raises:
+            ValueError: if the file cannot be read, or is damaged.
+        """
         if not self.has_state:
             return None
+        try:
+            self._state.open("rb").close()  # safetensors calls a file without permission one that is not there
+        except OSError as error:
+            raise ValueError(f"{self._state} cannot be read: {error.strerror}") from error
         try:
             with safe_open(self._state, "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["counters"])

@@ -91,6 +91,8 @@ def resume(
             set_threads_as_before(run, ranks)
         if ranks.is_main and (changes := changes_since(run.environment())):
             print(f"l2o: other last bits than without the interruption: {', '.join(changes)}", file=sys.stderr)
+        if ranks.is_main and not run.has_state:
+            print(f"l2o: {run.path} holds no state.safetensors: it begins again at step 0", file=sys.stderr)
         if "search" not in run.settings():
             run_and_report(run, wandb or _wandb_as_before(run), ranks)
         elif ranks.n_ranks > 1:

@@ -118,7 +118,8 @@ def test_a_config_written_by_train_trains_again_from_its_directory_alone(l2o, tm
     """A run that was killed before its first checkpoint has only config.json."""
     l2o("train", "quadratic", *TINY, "--out", "run", *RULE)
     shutil.copytree(tmp_path / "run", tmp_path / "again", ignore=shutil.ignore_patterns("state*", "checkpoints"))
-    assert l2o("resume", "again", "--wandb", "off")[0] == 0
+    status, _, errors = l2o("resume", "again", "--wandb", "off")
+    assert status == 0 and "l2o: again holds no state.safetensors: it begins again at step 0" in errors
     weights = "checkpoints/last/rule.safetensors"
     assert (tmp_path / "run" / weights).read_bytes() == (tmp_path / "again" / weights).read_bytes()
     assert len((tmp_path / "again/metrics.jsonl").read_text().splitlines()) == 3

@@ -92,6 +92,12 @@ def test_a_damaged_state_is_an_error_that_says_so(run):
             run.load_state()
 
 
+def test_a_state_that_cannot_be_read_is_not_called_damaged(run):
+    (run.path / "state.safetensors").mkdir()
+    with pytest.raises(ValueError, match="state.safetensors cannot be read: Is a directory"):
+        run.load_state()
+
+
 def test_a_state_without_counters_is_an_error(run):
     save_file({"x": torch.zeros(1)}, run.path / "state.safetensors")
     with pytest.raises(ValueError, match="state.safetensors is damaged"):
