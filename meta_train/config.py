@@ -125,12 +125,12 @@ class TrainConfig:
                 if the config's type is not in `RULES`.
         """
         if self.start_from is None:
-            return self.fresh_rule(generator)
+            return self._fresh_rule(generator)
         rule = load_rule(self.start_from)
         if rule.config == self.rule:
             return rule
         told = f"{self.start_from} holds a rule with {rule.config}; this run asks for {self.rule}"
-        again = self.fresh_rule(generator)
+        again = self._fresh_rule(generator)
         part: UpdateRule = again
         if isinstance(again, SobolevRule) and type(again.coordinates) is type(rule):
             part = again.coordinates
@@ -140,12 +140,7 @@ class TrainConfig:
         warnings.warn(f"{told}: its weights go on with these constants", stacklevel=1)  # once, though built twice
         return again
 
-    def fresh_rule(self, generator) -> UpdateRule:
-        """Return the rule with fresh weights.
-
-        Raises:
-            ValueError: if the config's type is not in `RULES`.
-        """
+    def _fresh_rule(self, generator) -> UpdateRule:
         make = rule_type(self.rule)
         if make is None:
             raise ValueError(f"{type(self.rule).__name__} has no name in l2o.rules.RULES, which lists {sorted(RULES)}")

@@ -13,7 +13,7 @@ from l2o import kernels
 from l2o.rules.lstm import CoordinatewiseLSTM, LSTMState
 
 _SHIFT = 0.1
-"""Unit of `output_shift`, standard deviations of the output weights (sizes, if there is one), as gains have no unit."""
+"""Unit of `output_shift`, standard deviations of the output weights; of a single one, its absolute value."""
 
 
 class LSTMGains(CoordinatewiseLSTM):
@@ -64,8 +64,8 @@ class LSTMGains(CoordinatewiseLSTM):
             rows = self.log_gates[layer].repeat_interleave(size)
             found[f"weights.{layer}"] = weight * (rows[:, None] + columns).exp()
             found[f"biases.{layer}"] = bias + self.shifts[layer].repeat_interleave(size)
-        size = self.output_weight.std() if self.config.hidden_size > 1 else self.output_weight.abs().max()
-        shifted = self.output_bias + _SHIFT * size * self.output_shift
+        spread = self.output_weight.std() if size > 1 else self.output_weight.abs().max()
+        shifted = self.output_bias + _SHIFT * spread * self.output_shift
         gain = self.log_output.exp()
         return found | {"output_weight": gain * self.output_weight, "output_bias": gain * shifted}
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from l2o.checkpoint import save_rule
+from l2o.checkpoint import load_rule, save_rule
 from l2o.rule import UpdateRule
 from meta_train.batch import Batch, Contribution
 from meta_train.config_json import to_json
@@ -51,7 +51,7 @@ class Trainer:
             )
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         on_cpu = self.generator if self.device.type == "cpu" else torch.Generator().manual_seed(config.seed)
-        rule = config.fresh_rule(on_cpu) if run.has_state else config.build_rule(on_cpu)  # the state has all weights
+        rule = self._started() or config.build_rule(on_cpu)
         self.rule = (LSTMGains(rule) if config.learn == "gains" else rule).to(self.device)  # pyright: ignore (checked)
         self.batches = self._make_batches()
         self.average = AveragedModel(self.rule, multi_avg_fn=get_ema_multi_avg_fn(config.average))
@@ -81,6 +81,12 @@ class Trainer:
     def kept(self) -> UpdateRule:
         """The rule that is validated: the average of the weights, where there is one."""
         return self.average.module if self.config.average else self.rule  # pyright: ignore (a copy of the rule)
+
+    def _started(self) -> UpdateRule | None:
+        """Return the rule of the last checkpoint, to take the weights of the state; what it began with may be gone."""
+        last = self.run.checkpoints / "last"
+        continued = self.config.start_from is not None and self.run.has_state and last.is_dir()
+        return load_rule(last) if continued else None
 
     def _deployed(self) -> UpdateRule:
         """Return what is saved: the rule that is validated, learned gains taken up into its weights."""
