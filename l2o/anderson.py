@@ -9,6 +9,7 @@ residual has grown, is a simple form of Zhang, O'Donoghue & Boyd 2020, SIAM J. O
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,45 +45,68 @@ class Anderson:
 
     def stepper(self) -> Advance:
         """Return the function that makes the next iterate; it carries the memory of one run, without a graph."""
-        return _Memory(self).advance
+        return _Run(self).advance
 
 
-class _Memory:
-    """The differences of one run."""
+class Memory(NamedTuple):
+    """The last m differences of every item, the newest last; 0 where there is none."""
+
+    moves: Tensor
+    """ΔU, shape (items, m, n)."""
+    changes: Tensor
+    """ΔR, shape (items, m, n)."""
+
+    @classmethod
+    def empty(cls, like: Tensor, size: int) -> "Memory":
+        """Return a memory of `size` differences for iterates shaped (items, n)."""
+        return cls(*(like.new_zeros(len(like), size, like.shape[1]) for _ in range(2)))
+
+    def add(self, move: Tensor, change: Tensor, keep: Tensor) -> "Memory":
+        """Return it with one more difference, the oldest dropped.
+
+        Args:
+            move, change: shape (items, n).
+            keep: whether an item's earlier differences stay, shape (items,).
+        """
+        kept = keep[:, None, None]
+        new = zip(self, (move, change), strict=True)
+        return Memory(*(torch.cat([torch.where(kept, old[:, 1:], 0.0), last.unsqueeze(1)], 1) for old, last in new))
+
+    def correction(self, residual: Tensor, mixing: float = 1.0) -> Tensor:
+        """Return (ΔU + β ΔR) γ, shape (items, n)."""
+        gamma = _least_squares(self.changes.mT, residual).unsqueeze(1)
+        return (gamma @ self.moves + mixing * (gamma @ self.changes)).squeeze(1)
+
+
+class _Run:
+    """The memory of one run, and its last iterate."""
 
     def __init__(self, options: Anderson):
         self.options, self.last = options, None
-        self.moves: list[Tensor] = []
-        self.changes: list[Tensor] = []
+        self.memory: Memory | None = None
 
     @torch.no_grad()
     def advance(self, u: Tensor, image: Tensor) -> Tensor:
-        residual = image - u
+        residual, options = image - u, self.options
         if self.last is not None:
-            self._remember(u, residual)
+            keep = norms(residual) <= options.growth * norms(self.last[1])
+            link = keep.unsqueeze(-1)
+            move, change = (
+                torch.where(link, new - old, 0.0) for new, old in zip((u, residual), self.last, strict=True)
+            )
+            self.memory = (self.memory or Memory.empty(u, options.memory)).add(move, change, keep)
         self.last = u, residual
-        step = self.options.mixing * residual
-        if not self.moves:
-            return u + step
-        moves, changes = torch.stack(self.moves, -1), torch.stack(self.changes, -1)
-        gamma = _least_squares(changes, residual).unsqueeze(-1)
-        return u + step - ((moves + self.options.mixing * changes) @ gamma).squeeze(-1)
-
-    def _remember(self, u: Tensor, residual: Tensor) -> None:
-        assert self.last is not None
-        fine = norms(residual) <= self.options.growth * norms(self.last[1])
-        keep = fine.unsqueeze(-1)
-        self.moves = [torch.where(keep, move, 0.0) for move in [*self.moves, u - self.last[0]]][-self.options.memory :]
-        new = [*self.changes, residual - self.last[1]]
-        self.changes = [torch.where(keep, change, 0.0) for change in new][-self.options.memory :]
+        plain = u + options.mixing * residual
+        return plain if self.memory is None else plain - self.memory.correction(residual, options.mixing)
 
 
 def _least_squares(columns: Tensor, right: Tensor) -> Tensor:
     """Return argmin ‖right − columns γ‖ for every item, shape (items, m); 0 for columns that are 0 or dependent."""
     scale = torch.linalg.vector_norm(columns, dim=1, keepdim=True)
-    U, S, Vh = torch.linalg.svd(ratio(columns, scale), full_matrices=False)
+    Q, R = torch.linalg.qr(ratio(columns, scale))  # the long axis goes first: an SVD of it takes five times as long
+    U, S, Vh = torch.linalg.svd(R, full_matrices=False)
     kept = S > 10 * torch.finfo(S.dtype).eps * S[:, :1]
-    weights = torch.where(kept, ratio((U.mT @ right.unsqueeze(-1)).squeeze(-1), S), 0.0)
+    weights = torch.where(kept, ratio((U.mT @ (Q.mT @ right.unsqueeze(-1))).squeeze(-1), S), 0.0)
     return ratio((Vh.mT @ weights.unsqueeze(-1)).squeeze(-1), scale.squeeze(1))
 
 
@@ -99,7 +123,7 @@ class AndersonSolver(LinearSolver):
 
     def run(self, product: MatrixProduct, b: Tensor, tol: float) -> Run:
         """Advance the items that are not done."""
-        memory = _Memory(Anderson(self.memory))
+        walk = _Run(Anderson(self.memory))
         x, target = torch.zeros_like(b), 0.5 * tol * norms(b)
         largest, smallest = torch.zeros_like(target), torch.full_like(target, torch.inf)
         made, note = 0, "raise max_iterations or memory"
@@ -112,14 +136,14 @@ class AndersonSolver(LinearSolver):
                 note = "the iterates grow: use GMRES()"
                 break
             open_ = (length > target).unsqueeze(-1)
-            x = torch.where(open_, memory.advance(x, x + left), x)
+            x = torch.where(open_, walk.advance(x, x + left), x)
             made += 1
-            if memory.moves:  # A Δx = −Δr: what A does to the directions that were walked
-                gain = ratio(norms(memory.changes[-1]), norms(memory.moves[-1]))
+            if walk.memory is not None:  # A Δx = −Δr: what A does to the directions that were walked
+                gain = ratio(norms(walk.memory.changes[:, -1]), norms(walk.memory.moves[:, -1]))
                 largest = torch.maximum(largest, gain)
                 smallest = torch.where(gain > 0, torch.minimum(smallest, gain), smallest)
-        if memory.moves:
-            least = _least_gain(torch.stack(memory.moves, -1), torch.stack(memory.changes, -1))
+        if walk.memory is not None:
+            least = _least_gain(walk.memory.moves.mT, walk.memory.changes.mT)
             smallest = torch.minimum(smallest, least)
         return Run(x, made, largest, torch.where(torch.isfinite(smallest), smallest, 1.0), note)
 

@@ -10,10 +10,12 @@ from l2o.rules.d_ladmm import DLADMM, DLADMMConfig
 from l2o.rules.firm_alista import FirmALISTA, FirmALISTAConfig
 from l2o.rules.fista import FISTA, FISTAConfig
 from l2o.rules.gkm import GKM, GKMConfig, NumericalPart
+from l2o.rules.gkm_accelerated import AcceleratedALM, AccelerationConfig
 from l2o.rules.gkm_admm import ProximalADMM
-from l2o.rules.gkm_alm import LinearizedALM, ProximalALM, Spectrum
+from l2o.rules.gkm_alm import LinearizedALM, Spectrum
 from l2o.rules.gkm_gradient import PreconditionedProximalGradient, ProximalGradient
 from l2o.rules.gkm_primal_dual import PrimalDual
+from l2o.rules.gkm_proximal_alm import ProximalALM
 from l2o.rules.glista import GLISTA, GLISTAConfig
 from l2o.rules.hyperlista import HyperLISTA, HyperLISTAConfig
 from l2o.rules.ista import ISTA, ISTAConfig
@@ -87,6 +89,8 @@ __all__ = [
     "GKMConfig",
     "LADMM",
     "LADMMConfig",
+    "AcceleratedALM",
+    "AccelerationConfig",
     "LinearizedALM",
     "NumericalPart",
     "PreconditionedProximalGradient",

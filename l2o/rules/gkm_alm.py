@@ -1,11 +1,11 @@
-"""D_num of GKM for min g(z) + h(e) s.t. Az + e = b: the proximal and the linearised method of multipliers.
+"""D_num of GKM for min g(z) + h(e) s.t. Az + e = b: the linearised method of multipliers.
 
 With v = (z, e), B = (A, I), φ(v) = g(z) + h(e), a penalty matrix Q ≻ 0 in place of the usual number β, u = (z, e, λ):
 
     v⁺ = argmin φ(v') + ⟨λ, Bv' − b⟩ + ½‖Bv' − b‖²_Q + ½‖v' − v‖²_P,        λ⁺ = λ + Q(Bv⁺ − b),        H = diag(P, Q⁻¹)
 
     linearised    P = D⁻¹ − BᵀQB ≻ 0, D = diag(d_z, d_e):  v⁺ = prox^{D⁻¹}_φ(v − D Bᵀ(λ + Q(Bv − b)))
-    proximal      P = η I; a closed form where g = (γ/2)‖z‖², h = 0 and Q = β:  (γ + η + βAᵀA) z⁺ = ηz − Aᵀ(λ − βb)
+    proximal      P = η I; see `l2o/rules/gkm_proximal_alm.py`
 
 The multiplier of the first equation is λ⁺ up to P(v⁺ − v): −Bᵀλ⁺ − P(v⁺ − v) ∈ ∂φ(v⁺), and Q⁻¹(λ⁺ − λ) = Bv⁺ − b. That
 is the proximal point step 0 ∈ M u⁺ + H(u⁺ − u) of a monotone M: firmly nonexpansive in H.
@@ -24,13 +24,12 @@ from torch import Tensor, nn
 
 from l2o.constrained import ConstrainedProblem
 from l2o.metric import Metric
-from l2o.proximal import Dictionary, Matrix, SquaredL2
 from l2o.rules.checks import check_decay, check_positive
 from l2o.rules.gkm import NumericalPart
 
 
 class ALMPoint(NamedTuple):
-    """u of the methods of multipliers."""
+    """u of the linearised method of multipliers."""
 
     x: Tensor
     """z, shape (items, columns)."""
@@ -72,7 +71,7 @@ class Spectrum(nn.Module):
         return (rows @ vectors * values) @ vectors.mT
 
 
-class _Weights(NamedTuple):
+class ALMWeights(NamedTuple):
     """What ω means for a problem."""
 
     scale: Tensor
@@ -85,6 +84,17 @@ class _Weights(NamedTuple):
     """r, shape (rows,)."""
     penalty: Tensor
     """q, shape (rows,)."""
+
+
+class ALMMove(NamedTuple):
+    """A step of `LinearizedALM`."""
+
+    point: ALMPoint
+    """u⁺."""
+    residuals: tuple[Tensor, Tensor]
+    """Bv − b and Bv⁺ − b, shape (items, rows)."""
+    pushes: tuple[Tensor, Tensor]
+    """Q of them; the second is λ⁺ − λ."""
 
 
 class LinearizedALM(NumericalPart):
@@ -111,14 +121,14 @@ class LinearizedALM(NumericalPart):
         self.log_second = nn.Parameter(torch.tensor(math.log(second)))
         self.logit_ratio = nn.Parameter(torch.logit(torch.full((len(spectrum.squares),), ratio)))
 
-    def weights(self, problem: ConstrainedProblem) -> _Weights:
+    def weights(self, problem: ConstrainedProblem) -> ALMWeights:
         """What ω means for a problem."""
         b = problem.b
         scale = b.abs().mean(-1, keepdim=True)
         scale = torch.where(scale > 0, scale, 1.0)
         first, second = (log.exp().to(b.dtype) for log in (self.log_first, self.log_second))
         ratio = self.logit_ratio.sigmoid().to(b.dtype)
-        return _Weights(scale, first, second, ratio, ratio / (first * self.spectrum.squares.to(b.dtype) + second))
+        return ALMWeights(scale, first, second, ratio, ratio / (first * self.spectrum.squares.to(b.dtype) + second))
 
     def start(self, problem: ConstrainedProblem, x: Tensor) -> ALMPoint:
         """(x, 0, 0).
@@ -135,13 +145,20 @@ class LinearizedALM(NumericalPart):
 
     def forward(self, problem: ConstrainedProblem, u: ALMPoint) -> ALMPoint:
         """See the module's equation."""
-        w, A = self.weights(problem), self.spectrum.matrix.to(u.x.dtype)
-        ahead = u.multiplier + self.spectrum.multiply(u.x @ A.mT + u.second - problem.b, w.penalty) / w.scale
+        return self.advance(problem, u, self.weights(problem)).point
+
+    def advance(self, problem: ConstrainedProblem, u: ALMPoint, w: ALMWeights) -> ALMMove:
+        """One step with the weights that are given, and what it has computed on the way."""
+        A = self.spectrum.matrix.to(u.x.dtype)
+        before = u.x @ A.mT + u.second - problem.b
+        pushed = self.spectrum.multiply(before, w.penalty) / w.scale
+        ahead = u.multiplier + pushed
         steps = w.first * w.scale, w.second * w.scale
         z = problem.regularizer.prox(u.x - steps[0] * (ahead @ A), steps[0].squeeze(-1))
         e = problem.prox_second(u.second - steps[1] * ahead, steps[1].squeeze(-1))
-        moved = self.spectrum.multiply(z @ A.mT + e - problem.b, w.penalty) / w.scale
-        return ALMPoint(z, e, u.multiplier + moved)
+        after = z @ A.mT + e - problem.b
+        moved = self.spectrum.multiply(after, w.penalty) / w.scale
+        return ALMMove(ALMPoint(z, e, u.multiplier + moved), (before, after), (pushed, moved))
 
     def metric(self, problem: ConstrainedProblem) -> Metric:
         """H = diag(D⁻¹ − BᵀQB, Q⁻¹), in the units of each item."""
@@ -155,7 +172,7 @@ class LinearizedALM(NumericalPart):
 class _ALMMetric(Metric):
     """H of `LinearizedALM`; H⁻¹ by the Woodbury identity in the eigenvectors of AAᵀ."""
 
-    def __init__(self, spectrum: Spectrum, weights: _Weights):
+    def __init__(self, spectrum: Spectrum, weights: ALMWeights):
         self._w = w = weights
         self._A, self._multiply = spectrum.matrix.to(w.penalty.dtype), spectrum.multiply
 
@@ -175,72 +192,3 @@ class _ALMMetric(Metric):
         coupled = self._multiply(z @ self._A.mT + e, w.penalty / (1 - w.ratio))
         z, e = z + w.first * (coupled @ self._A), e + w.second * coupled
         return ALMPoint(z * w.scale, e * w.scale, self._multiply(u.multiplier, w.penalty) / w.scale)
-
-
-class MultiplierPoint(NamedTuple):
-    """u of `ProximalALM`."""
-
-    x: Tensor
-    """z, shape (items, columns)."""
-    multiplier: Tensor
-    """λ, shape (items, rows)."""
-
-
-class _BlockMetric(Metric):
-    """H = diag(η I, I/β)."""
-
-    def __init__(self, proximity: Tensor, penalty: Tensor):
-        self._weights = proximity, 1 / penalty
-
-    def apply(self, u: MultiplierPoint) -> MultiplierPoint:
-        return MultiplierPoint(self._weights[0] * u.x, self._weights[1] * u.multiplier)
-
-    def solve(self, u: MultiplierPoint) -> MultiplierPoint:
-        return MultiplierPoint(u.x / self._weights[0], u.multiplier / self._weights[1])
-
-
-class ProximalALM(NumericalPart):
-    """ω = {log_penalty (), log_proximity ()}: β and η, for g = (γ/2)‖z‖² and no h; a ridge solve in each step.
-
-    Args:
-        penalty: β that training starts with, positive.
-        proximity: η, positive.
-
-    Raises:
-        ValueError: if one is not positive.
-    """
-
-    problem = ConstrainedProblem
-
-    def __init__(self, penalty: float = 1.0, proximity: float = 1.0):
-        super().__init__()
-        check_positive(penalty=penalty, proximity=proximity)
-        self.log_penalty = nn.Parameter(torch.tensor(math.log(penalty)))
-        self.log_proximity = nn.Parameter(torch.tensor(math.log(proximity)))
-
-    def start(self, problem: ConstrainedProblem, x: Tensor) -> MultiplierPoint:
-        """(x, 0).
-
-        Raises:
-            TypeError: if the problem is not min (γ/2)‖z‖² s.t. Az = b with a matrix A.
-        """
-        quadratic = isinstance(problem.regularizer, SquaredL2) and problem.second is None
-        if not quadratic or not isinstance(problem.operator, Dictionary | Matrix):
-            raise TypeError("ProximalALM needs g = SquaredL2, no h, and a matrix A; use LinearizedALM")
-        return MultiplierPoint(x, torch.zeros_like(problem.b))
-
-    def forward(self, problem: ConstrainedProblem, u: MultiplierPoint) -> MultiplierPoint:
-        """See the module's equation."""
-        penalty, proximity = (log.exp().to(u.x.dtype) for log in (self.log_penalty, self.log_proximity))
-        gamma = torch.as_tensor(problem.regularizer.strength, dtype=u.x.dtype)  # pyright: ignore
-        right = proximity * u.x - problem.operator.adjoint(u.multiplier - penalty * problem.b)
-        z = problem.operator.solve(right / penalty, (gamma + proximity) / penalty)
-        return MultiplierPoint(z, u.multiplier + penalty * problem.residual(z))
-
-    def metric(self, problem: ConstrainedProblem) -> Metric:
-        """H = diag(η I, I/β)."""
-        return _BlockMetric(self.log_proximity.exp().to(problem.b.dtype), self.log_penalty.exp().to(problem.b.dtype))
-
-    def averagedness(self, problem: ConstrainedProblem) -> float:
-        """1/2."""
-        return 0.5

@@ -14,10 +14,11 @@ from l2o.problem import Composite, Problem
 from l2o.proximal import L1, Matrix, Simplex, SquaredL2
 from l2o.rules.gkm import GKM, GKMConfig, NumericalPart
 from l2o.rules.gkm_admm import ProximalADMM
-from l2o.rules.gkm_alm import LinearizedALM, ProximalALM, Spectrum
+from l2o.rules.gkm_alm import LinearizedALM, Spectrum
 from l2o.rules.gkm_gradient import PreconditionedProximalGradient, ProximalGradient
 from l2o.rules.gkm_network import DualNetwork, NetworkedALM
 from l2o.rules.gkm_primal_dual import PrimalDual
+from l2o.rules.gkm_proximal_alm import ProximalALM
 from l2o.solve import solve
 
 ROWS, COLUMNS = 4, 7

@@ -12,9 +12,10 @@ from l2o.rule import UpdateRule
 from l2o.rules import ISTA, LADMM, CondatVu
 from l2o.rules.gkm import GKM
 from l2o.rules.gkm_admm import ProximalADMM
-from l2o.rules.gkm_alm import LinearizedALM, ProximalALM, Spectrum
+from l2o.rules.gkm_alm import LinearizedALM, Spectrum
 from l2o.rules.gkm_gradient import ProximalGradient
 from l2o.rules.gkm_primal_dual import PrimalDual
+from l2o.rules.gkm_proximal_alm import ProximalALM
 
 ROWS, COLUMNS = 8, 5
 
