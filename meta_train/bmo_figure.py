@@ -15,7 +15,7 @@ Row = dict[str, str]
 _STYLES = (
     (("solid", LIGHT[0]), ("solid", LIGHT[1]), ("dashed", LIGHT[2]), ("dashdot", LIGHT[6]))
     + tuple(("solid", LIGHT[i]) for i in (3, 4, 5))
-    + (("dotted", LIGHT[5]),)
+    + (("dotted", LIGHT[5]), ("dotted", LIGHT[2]), ("dotted", LIGHT[0]))
 )
 _FLOOR = 1e-16
 """Lower than this is rounding, and cannot stand on a logarithmic axis."""
@@ -48,11 +48,14 @@ def draw_sparse_coding(study: dict, curves: list[Row], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     methods = list(dict.fromkeys(row["method"] for row in curves))
     for name, axis, title in zip(
-        ("suboptimality", "mean_change"), axes, ("(F − F*) / F*", "relative change of a signal's u, mean"), strict=True
+        ("suboptimality", "change"),
+        axes,
+        ("(F − F*) / F*", "relative change of u, all signals as one vector"),
+        strict=True,
     ):
         for index, method in enumerate(methods):
             dash, colour = _STYLES[index % len(_STYLES)]
-            mine = [row for row in curves if row["method"] == method and (name != "mean_change" or row["layer"] != "1")]
+            mine = [row for row in curves if row["method"] == method and (name != "change" or int(row["layer"]) > 2)]
             for number, seed in enumerate(dict.fromkeys(row["seed"] for row in mine)):
                 series = _series([row for row in mine if row["seed"] == seed], "layer", name)
                 label = None if number else method

@@ -1,6 +1,5 @@
 """A study of BMO on robust sparse coding: whether a learned rule goes on converging beyond its layers."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,11 +10,10 @@ from torch import Tensor
 
 from l2o.rule import ModelBasedRule
 from l2o.rules.d_ladmm import DLADMM, DLADMMConfig
-from l2o.rules.gkm import GKM
 from l2o.rules.ladmm import LADMM, LADMMConfig
 from meta_train.bmo_rules import AggregatedGKM, gkm_rule, iterates
 from meta_train.bmo_study import refuse, write_csv, write_study
-from meta_train.bmo_tail import settle
+from meta_train.bmo_tail import PLAIN, continued
 from meta_train.bmo_training import TrainingPlan, train, tuned_d_ladmm
 from meta_train.run_directory import describe_environment
 from tasks.robust_sparse_coding import RobustSparseCoding
@@ -42,6 +40,8 @@ LEARNED = {
 RATES = (0.001, 0.002, 0.004)
 TRIAL = 60
 """Learning rates of D-LADMM, and iterations of each trial."""
+CONTROLS = ("BMO, plain end", "D-LADMM, same end", "LADMM, same end")
+"""How much of what comes past twice the layers is the rule's, and how much that of `meta_train/bmo_tail.py`."""
 PENALTIES = (0.25, 0.5, 1.0, 2.0, 4.0)
 PROVEN = ((1.0, 1.0), (1.0, 1.6), (1.33, 1.0))
 BEYOND_PROOF = ((2.0, 1.0), (2.0, 1.6), (2.5, 1.0))
@@ -70,14 +70,16 @@ def run_sparse_coding(checkpoints: Sequence[str], out: Path, command: str) -> No
     learned, training, plans = learned_rules(task, tuning)
     classic = {"LADMM": PROVEN, "LADMM beyond its proof": BEYOND_PROOF}
     rules = [Learned(name, 0, tuned_ladmm(task, tuning[:128].float(), steps)) for name, steps in classic.items()]
+    found: dict[str, Any] = {entry.name: asdict(entry.rule.config) for entry in rules}  # pyright: ignore
+    rules.append(Learned(CONTROLS[2], 0, continued(rules[0].rule, task, 2 * LAYERS)))
     test = task.sample(TEST_SIGNALS, torch.Generator().manual_seed(2), torch.float64)
     optimum, gap = reference(task, test.x[:CERTIFIED], test.value[:CERTIFIED])
-    curves = [row for entry in rules + learned for row in follow(entry, task, test.x, optimum)]
+    entries = sorted(rules + learned, key=lambda entry: entry.name in CONTROLS)
+    curves = [row for entry in entries for row in follow(entry, task, test.x, optimum)]
     at = (LAYERS, 2 * LAYERS, 4 * LAYERS, BEYOND)
     write_csv(out / "curves.csv", curves)
     write_csv(out / "summary.csv", summarised([row for row in curves if row["layer"] in at], plans))
     write_csv(out / "training.csv", training)
-    found: dict[str, Any] = {entry.name: asdict(entry.rule.config) for entry in rules}  # pyright: ignore
     sizes = {
         "layers": LAYERS, "seeds": SEEDS, "test_signals": TEST_SIGNALS, "tuning_signals": len(tuning),
         "certified": CERTIFIED, "relative_gap": gap, "rates": RATES,
@@ -86,16 +88,16 @@ def run_sparse_coding(checkpoints: Sequence[str], out: Path, command: str) -> No
 
 
 def learned_rules(task: RobustSparseCoding, x: Tensor) -> tuple[list[Learned], list[dict], dict[str, dict]]:
-    """Return the rules of all seeds, their losses and what was spent on them.
+    """Return the rules of all seeds, their losses and what was spent on them; and `variants` of some.
 
-    What is tuned, the learning rate of D-LADMM and the rest of the GKMs, is tuned with the first seed.
+    The learning rate of D-LADMM is tuned with the first seed.
 
     Args:
         x: tuning signals, shape (signals, rows).
     """
     learned, training, plans = [], [], {}
     for name, plan in LEARNED.items():
-        plan, tuning_s, rests = replace(plan, layers=LAYERS), 0.0, {}
+        plan, tuning_s = replace(plan, layers=LAYERS), 0.0
         if name.startswith("D-LADMM"):
             rate, tuning_s = tuned_d_ladmm(task, x[:128].float(), plan, RATES, TRIAL)
             plan = replace(plan, lr=rate)
@@ -108,15 +110,19 @@ def learned_rules(task: RobustSparseCoding, x: Tensor) -> tuple[list[Learned], l
                 {"method": name, "seed": seed, "iteration": i, "suboptimality": g, "cpu_s": s} for i, g, s in history
             ]
             spent.append(history[-1][2])
-            if isinstance(rule, GKM | AggregatedGKM):
-                begun = time.process_time()
-                sizes = (rests["rest"],) if rests else None
-                rule, rest = settle(rule.double(), task, x, BEYOND, sizes)
-                if sizes is None:
-                    tuning_s, rests = time.process_time() - begun, {"rest": rest}
-            learned.append(Learned(name, seed, rule))
-        plans[name] = asdict(plan) | rests | {"cpu_s": sum(spent) / len(spent), "tuning_cpu_s": tuning_s}
+            learned += [Learned(called, seed, variant) for called, variant in variants(name, rule, task).items()]
+        plans[name] = asdict(plan) | {"cpu_s": sum(spent) / len(spent), "tuning_cpu_s": tuning_s}
     return learned, training, plans
+
+
+def variants(name: str, rule: ModelBasedRule, task: RobustSparseCoding) -> dict[str, ModelBasedRule]:
+    """Return a trained rule as it goes on past twice its layers, and controls of how much that does, by name."""
+    if name == "D-LADMM":
+        return {name: rule, CONTROLS[1]: continued(rule, task, 2 * LAYERS)}
+    if name.startswith("D-LADMM"):
+        return {name: rule}
+    found: dict[str, ModelBasedRule] = {name: continued(rule, task, 2 * LAYERS)}
+    return found | ({CONTROLS[0]: continued(rule, task, 2 * LAYERS, PLAIN)} if name == "BMO" else {})
 
 
 def _untrained(name: str, task: RobustSparseCoding) -> ModelBasedRule:
@@ -156,22 +162,31 @@ def reference(task: RobustSparseCoding, x: Tensor, feasible: Tensor) -> tuple[Te
 
 @torch.no_grad()
 def follow(entry: Learned, task: RobustSparseCoding, x: Tensor, optimum: Tensor) -> list[dict]:
-    """Return suboptimality of the certified signals and relative change of all, after every layer up to `BEYOND`."""
+    """Return suboptimality of the certified signals and relative change of all, after every layer up to `BEYOND`.
+
+    Relative changes are the larger of two steps: one that throws a leap back changes nothing.
+    """
     rule, problem, certified = entry.rule.double(), task.problem(x), task.problem(x[: len(optimum)])
     before = torch.cat([problem.zeros(), torch.zeros_like(x), torch.zeros_like(x)], -1)
-    rows = []
+    rows, last = [], torch.zeros(len(x) + 1, dtype=torch.float64)
     for layer, point in enumerate(iterates(rule, task, x, BEYOND), start=1):
         after = torch.cat(point, -1)
-        change = (after - before).norm(dim=-1) / before.norm(dim=-1).clamp(min=1e-30)
+        now = _relative(after - before, before)
+        change, whole = torch.maximum(last, now).split([len(x), 1])
+        before, last = after, now
         gaps = (certified.value(point[0][: len(optimum)]) - optimum) / optimum.clamp(min=1e-12)
         rows.append({
             "method": entry.name, "seed": entry.seed, "layer": layer, "suboptimality": float(gaps.mean()),
-            "worst": float(gaps.max()), "change": float((after - before).norm() / before.norm().clamp(min=1e-30)),
-            "mean_change": float(change.mean()), "median_change": float(change.median()),
-            "moving": float((change > SETTLED).double().mean()),
+            "worst": float(gaps.max()), "change": float(whole), "mean_change": float(change.mean()),
+            "median_change": float(change.median()), "moving": float((change > SETTLED).double().mean()),
         })  # fmt: skip
-        before = after
     return rows
+
+
+def _relative(move: Tensor, before: Tensor) -> Tensor:
+    """‖move‖ / ‖before‖ of every signal, then of all as one vector; shape (signals + 1,)."""
+    norms = [torch.cat([t.norm(dim=-1), t.norm().unsqueeze(0)]) for t in (move, before)]
+    return norms[0] / norms[1].clamp(min=1e-30)
 
 
 def summarised(rows: list[dict], plans: dict[str, dict]) -> list[dict]:

@@ -1,75 +1,55 @@
-"""Ten times the trained layers: the learned rule, then the plain step u ← D_num(u).
+"""Ten times the trained layers: a rule, then the linearised method of multipliers to the last digit.
 
-D_num is `LinearizedALM` with steps of its own (the *rest*), α = 1, in BMO too: (1 − μ)α = 1 is within its bound. It is
-firmly nonexpansive, so u converges whatever was done before.
+Training sees twice the trained layers; from there on `AcceleratedALM` goes on, whose fixed points are those of the
+layers: the solutions. Nothing in it is learned.
 """
-
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from l2o.constrained import ConstrainedProblem
-from l2o.rule import ModelBasedRule
-from l2o.rules.gkm import GKM
-from l2o.rules.gkm_alm import ALMPoint, LinearizedALM
-from meta_train.bmo_rules import AggregatedGKM, iterates
+from l2o.rule import ModelBasedRule, State
+from l2o.rules.gkm_accelerated import AcceleratedALM, AccelerationConfig
+from l2o.rules.gkm_alm import ALMPoint, LinearizedALM, Spectrum
 from tasks.robust_sparse_coding import RobustSparseCoding
 
-RESTS = ((0.013, 0.009), (0.02, 0.013), (0.03, 0.02))
-"""(d_z, d_e) of the rest that are tried, in units of mean |b|."""
+SIZES = (0.02, 0.013)
+"""(d_z, d_e) in units of mean |b|, the same for all rules; chosen on other signals than those of the tests."""
 RATIO = 0.998
-"""r of the rest: nearly an exact projection onto the constraint."""
+"""r: nearly an exact projection onto the constraint."""
+PLAIN = AccelerationConfig(memory=0, turns=0)
+"""u ← T(u) and nothing else."""
 
 
 class Continued(ModelBasedRule):
-    """A learned rule for `after` steps, then D_num with α = 1.
+    """A rule for `after` steps, then another.
 
     Args:
-        rule: takes the first steps; its state is a point (z, e, λ).
-        rest: D_num.
+        rule: takes the first steps; its state has e and λ as `second` and `multiplier`.
+        end: takes the others.
         after: number of steps of `rule`.
     """
 
-    def __init__(self, rule: GKM | AggregatedGKM, rest: LinearizedALM, after: int):
+    def __init__(self, rule: ModelBasedRule, end: AcceleratedALM, after: int):
         super().__init__()
-        self.rule, self.rest, self.after = rule, rest, after
+        self.rule, self.end, self.after = rule, end, after
 
-    def init_problem(self, problem: ConstrainedProblem, x: Tensor) -> ALMPoint:
-        """See `ModelBasedRule.init_problem`; the state is the point u."""
+    def init_problem(self, problem: ConstrainedProblem, x: Tensor) -> State:
+        """See `ModelBasedRule.init_problem`; the state is that of the rule."""
         return self.rule.init_problem(problem, x)
 
-    def iterate(self, problem: ConstrainedProblem, x: Tensor, state: ALMPoint, step: int) -> tuple[Tensor, ALMPoint]:
-        """See the module's equations."""
+    def iterate(self, problem: ConstrainedProblem, x: Tensor, state: State, step: int) -> tuple[Tensor, State]:
+        """One step of the rule, or of the end."""
         if step < self.after:
             return self.rule.iterate(problem, x, state, step)
-        u = self.rest(problem, ALMPoint(x, *state[1:]))
-        return u.x, u
+        if step == self.after:
+            state = self.end.begin(ALMPoint(x, state.second, state.multiplier))
+        return self.end.iterate(problem, x, state, step - self.after)
 
 
-@torch.no_grad()
-def settle(
-    rule: GKM | AggregatedGKM,
-    task: RobustSparseCoding,
-    x: Tensor,
-    steps: int,
-    rests: Iterable[tuple[float, float]] | None = None,
-) -> tuple[Continued, tuple[float, float]]:
-    """Return the rule continued by that rest which leaves the least relative change of u after `steps`, and the rest.
-
-    The rest follows twice the trained layers, all that training has seen.
-
-    Args:
-        x: tuning signals, shape (signals, rows).
-        rests: pairs (d_z, d_e); None is `RESTS`.
-    """
-    gkm, found = rule if isinstance(rule, GKM) else rule.gkm, []
-    trained = len(gkm.numerical) - 1
-    for number, sizes in enumerate(RESTS if rests is None else rests):
-        rest = LinearizedALM(gkm.part(trained).spectrum, *sizes, RATIO).to(gkm.logit_relaxation.dtype)  # pyright: ignore
-        candidate = Continued(rule, rest, 2 * trained)
-        before = now = torch.zeros(())
-        for point in iterates(candidate, task, x, steps):
-            before, now = now, torch.cat(point, -1)
-        found.append((float((now - before).norm() / now.norm()), number, candidate, sizes))
-    return min(found, key=lambda entry: entry[:2])[2:]
+def continued(
+    rule: ModelBasedRule, task: RobustSparseCoding, after: int, config: AccelerationConfig | None = None
+) -> Continued:
+    """Return a rule of the task that goes on from step `after` with `AcceleratedALM`, all in float64."""
+    step = LinearizedALM(Spectrum(task.dictionary.to(torch.float64)), *SIZES, RATIO)
+    return Continued(rule, AcceleratedALM(step, config), after).double()

@@ -8,6 +8,7 @@ a cure for each, and this rule takes both, for every item by itself:
                 it, running means both; a few times only, so that the metric H stays the same from there on
     leap        u_{k+1} = T(u_k) − (ΔU + ΔR) γ, Anderson's from the last m differences, in units in which diag H is 1
     safeguard   a leap from u_k stands only if ‖T(u_{k+1}) − u_{k+1}‖_H ≤ c ‖T(u_k) − u_k‖_H; else u_{k+2} = T(u_k)
+    result      T(u_k) of the last u_k that stands: never a leap that has not been looked at
 
 With H fixed a plain step never enlarges ‖T(u) − u‖_H (T is firmly nonexpansive) and a leap that stands shrinks it by c:
 it tends to 0 whatever the leaps do. Each step evaluates T once, and remembering costs about as much as two more.
@@ -66,23 +67,22 @@ class AcceleratedState(NamedTuple):
     """e, shape (items, rows)."""
     multiplier: Tensor
     """λ, shape (items, rows)."""
+    offset: Tensor
+    """The next u less the result: what a leap adds, 0 where there is none; shape (items, n)."""
+    norm: Tensor
+    """‖T(u) − u‖_H of the last u that stands, shape (items,)."""
     size: Tensor
-    """s, shape (items, 1)."""
+    """s, shape (items,)."""
+    turns: Tensor
+    """How often s has changed, shape (items,)."""
     squares: Tensor
     """Running means of ‖Δv‖²_{D⁻¹} and ‖Δλ‖²_{Q⁻¹}, shape (items, 2)."""
     memory: Memory
+    """In units of diag H."""
     last: Tensor
-    """The last u and T(u) − u, in units of diag H, shape (2, items, n)."""
+    """The last u and T(u) − u, in these units, shape (2, items, n)."""
     linked: Tensor
     """Whether `last` may be compared with the next, being of the same s; shape (items,)."""
-    plain: Tensor
-    """T(u) of the last point that stands, shape (items, n)."""
-    norm: Tensor
-    """‖T(u) − u‖_H of it, shape (items,)."""
-    turns: Tensor
-    """How often s has changed, shape (items,)."""
-    leapt: Tensor
-    """Whether u is a leap that has yet to stand, shape (items,)."""
 
 
 class AcceleratedALM(ModelBasedRule):
@@ -117,40 +117,42 @@ class AcceleratedALM(ModelBasedRule):
     def begin(self, u: ALMPoint) -> AcceleratedState:
         """Return the state before the first step from any point, that of another rule for instance."""
         packed = Packing(u, 1).pack(u).detach()
-        items = packed.new_zeros(len(packed))
+        zero = packed.new_zeros(len(packed))
+        memory, last = Memory.empty(packed, self.config.memory), torch.stack([packed, packed])
+        squares = torch.stack([zero, zero], 1)
         return AcceleratedState(
-            u.second, u.multiplier, items.unsqueeze(1) + 1, packed.new_zeros(len(packed), 2),
-            Memory.empty(packed, self.config.memory), torch.stack([packed, packed]), items > 0, packed, items, items,
-            items > 0,
-        )  # fmt: skip
+            u.second, u.multiplier, torch.zeros_like(packed), zero, zero + 1, zero, squares, memory, last, zero > 0
+        )
 
     def iterate(
         self, problem: ConstrainedProblem, x: Tensor, state: AcceleratedState, step: int
     ) -> tuple[Tensor, AcceleratedState]:
         """See the module's equations."""
-        u = ALMPoint(x, state.second, state.multiplier)
+        result = ALMPoint(x, state.second, state.multiplier)
         weights = self.step.weights(problem)
-        weights = weights._replace(scale=weights.scale * state.size)
-        move = self.step.advance(problem, u, weights)
+        weights = weights._replace(scale=weights.scale * state.size.unsqueeze(1))
         if torch.is_grad_enabled():
-            return move.point.x, state._replace(second=move.point.second, multiplier=move.point.multiplier)
-        packing, (norm, squares) = Packing(u, 1), _measure(u, move, weights)
-        here, image = packing.pack(u), packing.pack(move.point)
-        failed = state.leapt & ~(norm <= self.config.shrink * state.norm)
+            _, e, multiplier = point = self.step.advance(problem, result, weights).point
+            return point.x, state._replace(second=e, multiplier=multiplier, offset=torch.zeros_like(state.offset))
+        packing = Packing(result, 1)
+        here = packing.pack(result) + state.offset
+        u = packing.unpack(here)
+        move = self.step.advance(problem, u, weights)
+        image, (norm, squares) = packing.pack(move.point), _measure(u, move, weights)
+        failed = (state.offset != 0).any(1) & ~(norm <= self.config.shrink * state.norm)
         squares, factor = self._balance(squares, state, failed)
-        plain = torch.where(failed.unsqueeze(1), state.plain, image)
-        same = ~failed & (factor == 1)
         units = packing.pack(_units(u, weights))
-        after, new = self._leap(state, torch.stack([here, image - here]) * units, plain, same, units)
-        point = packing.unpack(new)
-        return point.x, after._replace(
+        state = self._leap(state, torch.stack([here, image - here]) * units, ~failed & (factor == 1))
+        thrown = failed.unsqueeze(1)
+        point = packing.unpack(torch.where(thrown, packing.pack(result), image))
+        return point.x, state._replace(
             second=point.second,
             multiplier=point.multiplier,
-            size=state.size * factor.unsqueeze(1),
-            squares=squares,
-            plain=plain,
+            offset=torch.where(thrown, 0.0, state.offset / units),
             norm=torch.where(failed, state.norm, norm),
+            size=state.size * factor,
             turns=state.turns + (factor != 1),
+            squares=squares,
         )
 
     def _balance(self, squares: Tensor, state: AcceleratedState, failed: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,24 +167,22 @@ class AcceleratedALM(ModelBasedRule):
         factor = torch.where(failed | (state.turns >= self.config.turns), 1.0, factor)
         return mean * torch.stack([1 / factor, factor], 1), factor
 
-    def _leap(
-        self, state: AcceleratedState, now: Tensor, plain: Tensor, same: Tensor, units: Tensor
-    ) -> tuple[AcceleratedState, Tensor]:
-        """Return the state with this step remembered, and the next point: a leap where there is something to look at.
+    def _leap(self, state: AcceleratedState, now: Tensor, same: Tensor) -> AcceleratedState:
+        """Return the state with this step remembered, and with the next leap where there is something to look back on.
 
         Args:
             now: u and T(u) − u, in units, shape (2, items, n).
-            same: whether an item is neither thrown back nor balanced anew in this step.
+            same: whether an item is neither thrown back nor balanced anew in this step, shape (items,).
         """
         if not self.config.memory:
-            return state, plain
-        linked = same & state.linked
+            return state
+        linked = same & state.linked & now.isfinite().all(-1).all(0)
         move, change = torch.where(linked.unsqueeze(1), now - state.last, 0.0)
         memory = state.memory.add(move, change, same)
-        leap = plain - memory.correction(now[1]) / units
-        leapt = linked & leap.isfinite().all(1)
-        new = torch.where(leapt.unsqueeze(1), leap, plain)
-        return state._replace(memory=memory, last=now, linked=same, leapt=leapt), new
+        offset = -memory.correction(now[1])
+        leaps = linked & offset.isfinite().all(1)
+        offset = torch.where(leaps.unsqueeze(1), offset, 0.0)
+        return state._replace(memory=memory, last=now, linked=same, offset=offset)
 
 
 def _measure(u: ALMPoint, move: ALMMove, w: ALMWeights) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,6 @@ import torch
 
 from l2o import solve
 from l2o.anderson import Memory
-from l2o.certificate import Certificate
 from l2o.rules import GKM, AcceleratedALM, AccelerationConfig, GKMConfig, LinearizedALM, Spectrum
 from l2o.rules.gkm_accelerated import AcceleratedState, _measure
 from l2o.rules.gkm_alm import ALMPoint
@@ -22,7 +21,7 @@ def signals(items: int = 64, seed: int = 0, dtype=torch.float64):
 
 
 def rule(config: AccelerationConfig | None = None, dtype=torch.float64) -> AcceleratedALM:
-    return AcceleratedALM(LinearizedALM(Spectrum(TASK.dictionary), *SIZES).to(dtype), config)
+    return AcceleratedALM(LinearizedALM(Spectrum(TASK.dictionary.to(dtype)), *SIZES).to(dtype), config)
 
 
 @torch.no_grad()
@@ -39,7 +38,7 @@ def run(chosen: AcceleratedALM, x, steps: int) -> list[tuple[ALMPoint, Accelerat
 def changes(found) -> torch.Tensor:
     """Relative change of u by every step but the first, shape (steps − 1, items)."""
     u = torch.stack([torch.cat(point, -1) for point, _ in found])
-    return (u[1:] - u[:-1]).norm(dim=-1) / u[:-1].norm(dim=-1)
+    return (u[1:] - u[:-1]).norm(dim=-1) / u[:-1].norm(dim=-1).clamp(min=1e-300)
 
 
 def test_every_item_comes_to_the_solution_of_another_solver_where_plain_steps_have_not():
@@ -81,7 +80,7 @@ def test_the_residual_is_measured_in_the_metric_of_the_step():
 
 
 def test_sizes_move_by_twos_a_few_times_each_item_by_itself():
-    sizes = torch.stack([state.size[:, 0] for _, state in run(rule(AccelerationConfig(turns=3)), signals(), 200)])
+    sizes = torch.stack([state.size for _, state in run(rule(AccelerationConfig(turns=3)), signals(), 200)])
     assert torch.equal(sizes.log2(), sizes.log2().round()) and len(sizes[-1].unique()) > 2
     assert ((sizes[1:] != sizes[:-1]).sum(0) <= 3).all() and (sizes != 1).any()
     assert (run(rule(AccelerationConfig(turns=0)), signals(), 20)[-1][1].size == 1).all()
@@ -108,8 +107,8 @@ def test_leaps_that_lead_astray_do_no_harm(monkeypatch, garbage):
 def test_the_residual_of_points_that_stand_never_grows_once_sizes_stay():
     found = run(rule(), signals(), 300)
     norms, turns = torch.stack([s.norm for _, s in found]), torch.stack([s.turns for _, s in found])
-    same = turns[1:] == turns[:-1]
-    assert same.any() and (norms[1:] <= norms[:-1] * (1 + 1e-9) + 1e-13)[same].all()
+    same = turns[1:-1] == turns[:-2]  # a norm is measured before s turns
+    assert same.any() and (norms[2:] <= norms[1:-1] * (1 + 1e-9) + 1e-13)[same].all()
 
 
 def test_items_do_not_see_each_other():
@@ -135,21 +134,9 @@ def test_a_signal_of_zeros_stays_zero_and_precisions_reach_what_they_can(dtype):
 def test_solve_stops_it_by_its_gap_much_earlier_than_plain_steps():
     problem = TASK.problem(signals())
     fast = solve(rule(), problem, tol=1e-9)
-    slow = solve(GKM(rule().step, config=GKMConfig(1.0)), problem, tol=1e-9)
-    assert fast.converged and slow.converged and fast.steps < 0.7 * slow.steps
-    assert isinstance(fast.certificate, Certificate)
-
-
-def test_the_implicit_gradient_is_that_of_differences():
-    x = signals(3, seed=4).requires_grad_()
-    weights = torch.randn(3, TASK.columns, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    loss = (weights * solve(rule(), TASK.problem(x), steps=400, gradient="implicit").x).sum()
-    (slope,) = torch.autograd.grad(loss, x)
-    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    ends = [
-        (weights * solve(rule(), TASK.problem(x.detach() + s * 1e-6 * direction), steps=400).x).sum() for s in (1, -1)
-    ]
-    assert float((slope * direction).sum()) == pytest.approx(float(ends[0] - ends[1]) / 2e-6, rel=1e-5)
+    with pytest.warns(RuntimeWarning, match="GKM gave up"):
+        solve(GKM(rule().step, config=GKMConfig(1.0)), problem, tol=1e-9, max_steps=3 * fast.steps)
+    assert fast.converged and fast.certificate.relative_gap.max() <= 1e-9
 
 
 def test_recorded_steps_are_plain_and_so_is_their_gradient():

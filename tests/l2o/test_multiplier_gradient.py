@@ -11,6 +11,7 @@ from l2o.proximal import L1, Matrix, SquaredL2
 from l2o.rule import UpdateRule
 from l2o.rules import ISTA, LADMM, CondatVu
 from l2o.rules.gkm import GKM
+from l2o.rules.gkm_accelerated import AcceleratedALM
 from l2o.rules.gkm_admm import ProximalADMM
 from l2o.rules.gkm_alm import LinearizedALM, Spectrum
 from l2o.rules.gkm_gradient import ProximalGradient
@@ -30,10 +31,12 @@ def rule(name: str, A: Tensor) -> UpdateRule:
         "proximal ADMM": ProximalADMM,
         "proximal ALM": ProximalALM,
     }
+    if name == "accelerated ALM":
+        return AcceleratedALM(LinearizedALM(Spectrum(A)).double())
     return LADMM() if name == "LADMM" else GKM(parts[name]()).double()
 
 
-@pytest.mark.parametrize("name", ["LADMM", "linearised ALM", "proximal ADMM"])
+@pytest.mark.parametrize("name", ["LADMM", "linearised ALM", "accelerated ALM", "proximal ADMM"])
 def test_a_lasso_written_with_a_constraint_has_the_gradient_on_its_support(float64, name):
     """min λ‖z‖₁ + (γ/2)‖e‖² s.t. Az + e = b: z_S = (A_SᵀA_S)⁻¹(A_Sᵀb − (λ/γ) sign z_S)."""
     A, c, gamma = random(ROWS, COLUMNS), random(2, COLUMNS, seed=2), 2.0
@@ -52,7 +55,7 @@ def test_a_lasso_written_with_a_constraint_has_the_gradient_on_its_support(float
     assert solution.report is not None and solution.report.converged
 
 
-@pytest.mark.parametrize("name", ["LADMM", "linearised ALM", "proximal ADMM", "proximal ALM"])
+@pytest.mark.parametrize("name", ["LADMM", "linearised ALM", "accelerated ALM", "proximal ADMM", "proximal ALM"])
 def test_the_shortest_solution_of_equations_has_the_pseudoinverse_as_jacobian(float64, name):
     A, c, b = random(4, 7), random(2, 7, seed=2), random(2, 4, seed=1).requires_grad_()
     problem = ConstrainedProblem(Matrix(A), b, SquaredL2(0.7))

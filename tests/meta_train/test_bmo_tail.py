@@ -1,29 +1,32 @@
-"""The continuation past the layers: plain steps of the best of several rests."""
+"""The continuation past the layers: the rule, then the end, which comes to the solution from any start."""
 
 import cvxpy
 import pytest
 import torch
 
-from l2o.rules.gkm_alm import ALMPoint, LinearizedALM
-from meta_train.bmo_rules import gkm_rule, iterates
-from meta_train.bmo_tail import RATIO, Continued, settle
+from l2o.rules import LADMM
+from l2o.rules.gkm_alm import ALMPoint
+from meta_train.bmo_rules import AggregatedGKM, gkm_rule, iterates
+from meta_train.bmo_tail import PLAIN, continued
 from tasks.robust_sparse_coding import RobustSparseCoding
 
 TASK = RobustSparseCoding(24, 48, 0.03)
 
 
-def continued(sizes: tuple[float, float] = (0.06, 0.04)) -> Continued:
-    gkm = gkm_rule(TASK, 2).double()
-    return Continued(gkm, LinearizedALM(gkm.part(2).spectrum, *sizes, RATIO).double(), 4)
+def signals(items: int = 3):
+    return TASK.sample(items, torch.Generator().manual_seed(0), torch.float64).x
 
 
 @torch.no_grad()
-def test_the_learned_rule_comes_first_and_the_end_is_the_solution():
-    rule, x = continued(), TASK.sample(3, torch.Generator().manual_seed(0), torch.float64).x
-    steps, first = list(iterates(rule, TASK, x, 3000)), list(iterates(rule.rule, TASK, x, 4))
-    for found, expected in zip(steps[:4], first, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    dictionary, values = TASK.dictionary.double().numpy(), TASK.problem(x).value(steps[-1][0])
+@pytest.mark.parametrize("kind", ["UNH", "BMO", "LADMM"])
+def test_the_rule_comes_first_and_the_end_is_the_solution(kind):
+    gkm, x = gkm_rule(TASK, 2).double(), signals()
+    first = {"UNH": gkm, "BMO": AggregatedGKM(gkm, 2).double(), "LADMM": LADMM()}[kind]
+    rule = continued(first, TASK, 4)
+    found = list(iterates(rule, TASK, x, 1000))
+    for now, expected in zip(found[:4], iterates(first, TASK, x, 4), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(now, expected, strict=True))
+    dictionary, values = TASK.dictionary.double().numpy(), TASK.problem(x).value(found[-1][0])
     for signal, value in zip(x.numpy(), values.tolist(), strict=True):
         z = cvxpy.Variable(TASK.columns)
         program = cvxpy.Problem(cvxpy.Minimize(cvxpy.norm1(z) + cvxpy.norm1(signal - dictionary @ z)))
@@ -31,20 +34,19 @@ def test_the_learned_rule_comes_first_and_the_end_is_the_solution():
         assert value == pytest.approx(program.value, rel=1e-7)  # what the solver itself promises
 
 
-def test_later_layers_are_plain_steps():
-    rule, x = continued(), TASK.sample(3, torch.Generator().manual_seed(0), torch.float64).x
-    problem = TASK.problem(x)
+@torch.no_grad()
+def test_a_plain_end_is_steps_of_the_method_of_multipliers():
+    rule, x = continued(gkm_rule(TASK, 2), TASK, 4, PLAIN), signals()
     points = [ALMPoint(*u) for u in iterates(rule, TASK, x, 12)]
-    for before, after in zip(points[4:-1], points[5:], strict=True):
-        for expected, found in zip(rule.rest(problem, before), after, strict=True):
+    for before, after in zip(points[3:-1], points[4:], strict=True):
+        for expected, found in zip(rule.end.step(TASK.problem(x), before), after, strict=True):
             torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-def test_settle_takes_the_rest_with_the_least_change():
-    x = TASK.sample(16, torch.Generator().manual_seed(1), torch.float64).x
-    rule, rests, changes = gkm_rule(TASK, 2).double(), ((1e-4, 1e-4), (0.1, 0.1), (30.0, 0.01)), {}
-    for rest in rests:
-        alone, _ = settle(rule, TASK, x, 40, (rest,))
-        before, after = [torch.cat(u, -1) for u in iterates(alone, TASK, x, 40)][-2:]
-        changes[rest] = float(((after - before).norm() / after.norm()).detach())
-    assert settle(rule, TASK, x, 40, rests)[1] == min(rests, key=changes.__getitem__)
+@torch.no_grad()
+def test_the_end_comes_nearer_than_plain_steps_in_as_many():
+    gkm, x, ends = gkm_rule(TASK, 2).double(), signals(64), []
+    for config in (None, PLAIN):
+        *_, before, after = (torch.cat(u, -1) for u in iterates(continued(gkm, TASK, 4, config), TASK, x, 150))
+        ends.append(float((after - before).norm() / after.norm()))
+    assert ends[0] < 0.1 * ends[1]
