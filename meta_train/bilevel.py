@@ -11,8 +11,11 @@ plain unrolling: of a splitting method with learned parameters (the paper's UNH)
 From the paper (Liu, Liu, Zeng, Zhang & Zhang 2022, ICML, arXiv:2206.07875, algorithm 1): both loops, U and Ω compact,
 s_k → 0, and that φ_K(ω^K) → min φ and, under more, ‖∇φ_K‖ → 0. Ours, where its text is silent: (1) s_k = s / (k + 1)^p
 with p ≤ 1, so that Σ s_k = ∞ and the start is forgotten. (2) U is the ball ‖u‖_H ≤ R of each item, whose projection in
-H is a scaling, or a projection that the caller gives. (3) `finish`: the last steps have s_k = 0. The aggregation leaves
-u^K at a distance of order s_K from Fix T, which a few steps of T alone take away.
+H is a scaling, or a projection that the caller gives. (3) `annealed`: s_k = s (1 − k/K)^p, for a K that is known
+beforehand. Both leave u^K at a distance of order s_{K−1} from Fix T, but s_{K−1} = s K^−p now has any power p, and
+Σ s_k ≈ sK/(p + 1) still grows, so that the start is forgotten as e^{−μ m Σ s_k}. Where H is the metric of a quadratic
+ℓ, as H = W in `bilevel_problem.py`, that is all: the descent along Fix T does not see the distance from it. In another
+H it does, and what it has drifted by then stays.
 """
 
 import math
@@ -38,9 +41,10 @@ _EXPLOSION = 1e8
 class InnerConfig:
     """Options of the inner loop.
 
-    With p = 1 the part of the error that T leaves falls as K^(−μ s m), where m is the strong convexity of ℓ in the
-    metric, and the whole as 1/K at best: take s > 1/(μ m), or p < 1, with which s hardly matters. Too small an s is
-    slow without any sign of it. An s far above 2/(μ L), L the Lipschitz bound of ∂ℓ in the metric, explodes at first.
+    Not annealed, with p = 1, the part of the error that T leaves falls as K^(−μ s m), where m is the strong convexity
+    of ℓ in the metric, and the whole as 1/K at best: take s > 1/(μ m), or p < 1, with which s hardly matters. Too small
+    an s is slow without any sign of it. An s far above 2/(μ L), L the Lipschitz bound of ∂ℓ in the metric, explodes at
+    first.
     """
 
     steps: int = 100
@@ -50,9 +54,9 @@ class InnerConfig:
     descent: float = 1.0
     """s, positive: step length along −H⁻¹∂ℓ, in units of H ∂²ℓ⁻¹."""
     decay: float = 1.0
-    """p in (0, 1]."""
-    finish: int = 0
-    """Last steps with s_k = 0, at most K."""
+    """p, positive; at most 1 unless annealed."""
+    annealed: bool = False
+    """Whether s_k = s (1 − k/K)^p, in place of s / (k + 1)^p."""
     radius: float | None = None
     """R of the ball U in ‖·‖_H; None is the whole space."""
 
@@ -62,14 +66,19 @@ class InnerConfig:
         Raises:
             ValueError: if one is out of its range.
         """
-        if self.steps < 1 or not 0 <= self.finish <= self.steps:
-            raise ValueError(f"expected steps >= 1 and 0 <= finish <= steps, got {self.steps} and {self.finish}")
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
         if not 0 <= self.aggregation < 1:
             raise ValueError(f"aggregation must be in [0, 1), got {self.aggregation}")
-        if not self.descent > 0 or not 0 < self.decay <= 1:
-            raise ValueError(f"expected descent > 0 and 0 < decay <= 1, got {self.descent} and {self.decay}")
+        if not self.descent > 0 or not 0 < self.decay <= (math.inf if self.annealed else 1):
+            most = "" if self.annealed else ", at most 1 unless annealed"
+            raise ValueError(f"expected descent > 0 and decay > 0{most}; got {self.descent} and {self.decay}")
         if self.radius is not None and not self.radius > 0:
             raise ValueError(f"radius must be positive, or None for no ball, got {self.radius}")
+
+    def size(self, k: int) -> float:
+        """Return s_k, k = 0 the first."""
+        return self.descent * ((1 - k / self.steps) ** self.decay if self.annealed else (k + 1) ** -self.decay)
 
 
 def aggregated_steps(
@@ -99,10 +108,8 @@ def aggregated_steps(
     project = project or _onto_ball(metric, config.radius)
     points = [start]
     for k in range(config.steps):
-        last = k >= config.steps - config.finish
-        size = 0.0 if last else config.descent / (k + 1) ** config.decay
         low = step(points[-1], k)
-        points.append(project(aggregate(points[-1], low, upper, config.aggregation, size, metric)))
+        points.append(project(aggregate(points[-1], low, upper, config.aggregation, config.size(k), metric)))
     _check_size(points)
     return points
 

@@ -16,14 +16,14 @@ from meta_train.run_directory import describe_environment
 
 INNER_STEPS = (5, 10, 20, 50, 100)
 OUTER_STEPS = 60
-FINISH = 20
 SHOWN = 100
 """K whose outer iterations are written to curves.csv."""
 VARIANTS = {
     "unrolling (μ = 0)": (InnerConfig(aggregation=0.0), False),
     "BMO, H = I": (InnerConfig(descent=5.0, radius=100.0), False),
     "BMO, H = W": (InnerConfig(descent=5.0, radius=100.0), True),
-    "BMO, H = W, ends with T": (InnerConfig(descent=5.0, radius=100.0, finish=FINISH), True),
+    "BMO, H = I, annealed": (InnerConfig(descent=2.0, decay=4.0, annealed=True, radius=100.0), False),
+    "BMO, H = W, annealed": (InnerConfig(descent=2.0, decay=4.0, annealed=True, radius=100.0), True),
 }
 """Name -> the inner loop but for K, and whether T projects in the metric W of ℓ."""
 
@@ -40,13 +40,12 @@ def run_joint(checkpoints: Sequence[str], out: Path, command: str) -> None:
     problem, summary, curves = AffineBilevel.sample(), [], []
     for name, (config, weighted) in VARIANTS.items():
         for steps in INNER_STEPS:
-            inner = replace(config, steps=steps, finish=min(config.finish, steps // 4))
-            rows = joint_run(problem, inner, weighted)
+            rows = joint_run(problem, replace(config, steps=steps), weighted)
             summary.append({"method": name, "K": steps} | {k: v for k, v in rows[-1].items() if k != "iteration"})
             curves += [{"method": name, "K": steps} | row for row in rows if steps == SHOWN]
     write_csv(out / "summary.csv", summary)
     write_csv(out / "curves.csv", curves)
-    write_study(out, command, environment, {"outer": OUTER_STEPS, "shown": SHOWN, "finish": FINISH})
+    write_study(out, command, environment, {"outer": OUTER_STEPS, "shown": SHOWN})
 
 
 def joint_run(problem: AffineBilevel, config: InnerConfig, weighted: bool) -> list[dict[str, float]]:

@@ -50,12 +50,13 @@ def test_bmo_finds_the_best_fixed_point_where_t_alone_does_not():
     for weighted in (False, True):
         errors = [error(InnerConfig(K, 0.5, 5.0), weighted) for K in (50, 100, 200, 400)]
         assert all(1.7 < first / second < 2.3 for first, second in zip(errors, errors[1:], strict=False))  # O(1/K)
-    assert error(InnerConfig(100, 0.5, 5.0, finish=20), weighted=True) < 1e-4
+    errors = [error(InnerConfig(K, 0.5, 2.0, 4.0, annealed=True), weighted=True) for K in (25, 50, 100)]
+    assert errors[-1] < 1e-5 and all(12 < a / b < 20 for a, b in zip(errors, errors[1:], strict=False))  # O(K⁻⁴)
 
 
 def test_training_and_hyper_training_converge_together():
     omega = torch.zeros(3, dtype=torch.float64, requires_grad=True)
-    config = InnerConfig(100, 0.5, 5.0, finish=20, radius=50.0)
+    config = InnerConfig(100, 0.5, 2.0, 4.0, annealed=True, radius=50.0)
 
     def objective() -> Tensor:
         return PROBLEM.upper(inner(config, omega, weighted=True).unsqueeze(0), omega)[0]
@@ -145,13 +146,13 @@ def test_an_inner_loop_that_explodes_is_said():
 
 
 def test_wrong_options_are_refused():
-    for options in ({"steps": 0}, {"finish": 101}):
-        with pytest.raises(ValueError, match="finish"):
-            InnerConfig(**options)
+    with pytest.raises(ValueError, match="steps must be"):
+        InnerConfig(steps=0)
     with pytest.raises(ValueError, match="aggregation"):
         InnerConfig(aggregation=1.0)
-    with pytest.raises(ValueError, match="decay"):
-        InnerConfig(decay=0.0)
+    for options in ({"decay": 0.0}, {"decay": 0.0, "annealed": True}, {"decay": 1.5}, {"descent": 0.0}):
+        with pytest.raises(ValueError, match="decay"):
+            InnerConfig(**options)
     with pytest.raises(ValueError, match="radius"):
         InnerConfig(radius=-1.0)
     omega = torch.zeros(1, requires_grad=True)
