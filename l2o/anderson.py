@@ -49,17 +49,20 @@ class Anderson:
 
 
 class Memory(NamedTuple):
-    """The last m differences of every item, the newest last; 0 where there is none."""
+    """The last m differences of every item, the newest last."""
 
     moves: Tensor
     """ΔU, shape (items, m, n)."""
     changes: Tensor
     """ΔR, shape (items, m, n)."""
+    valid: Tensor
+    """Which of them count, shape (items, m)."""
 
     @classmethod
     def empty(cls, like: Tensor, size: int) -> "Memory":
         """Return a memory of `size` differences for iterates shaped (items, n)."""
-        return cls(*(like.new_zeros(len(like), size, like.shape[1]) for _ in range(2)))
+        moves, changes = (like.new_zeros(len(like), size, like.shape[1]) for _ in range(2))
+        return cls(moves, changes, torch.zeros(len(like), size, dtype=torch.bool, device=like.device))
 
     def add(self, move: Tensor, change: Tensor, keep: Tensor) -> "Memory":
         """Return it with one more difference, the oldest dropped.
@@ -68,13 +71,15 @@ class Memory(NamedTuple):
             move, change: shape (items, n).
             keep: whether an item's earlier differences stay, shape (items,).
         """
-        kept = keep[:, None, None]
-        new = zip(self, (move, change), strict=True)
-        return Memory(*(torch.cat([torch.where(kept, old[:, 1:], 0.0), last.unsqueeze(1)], 1) for old, last in new))
+        moves, changes = (
+            torch.cat([old[:, 1:], new.unsqueeze(1)], 1) for old, new in zip(self[:2], (move, change), strict=True)
+        )
+        kept = self.valid[:, 1:] & keep.unsqueeze(1)
+        return Memory(moves, changes, torch.cat([kept, torch.ones_like(self.valid[:, :1])], 1))
 
     def correction(self, residual: Tensor, mixing: float = 1.0) -> Tensor:
         """Return (ΔU + β ΔR) γ, shape (items, n)."""
-        gamma = _least_squares(self.changes.mT, residual).unsqueeze(1)
+        gamma = _least_squares(self.changes.mT, residual, self.valid).unsqueeze(1)
         return (gamma @ self.moves + mixing * (gamma @ self.changes)).squeeze(1)
 
 
@@ -100,11 +105,12 @@ class _Run:
         return plain if self.memory is None else plain - self.memory.correction(residual, options.mixing)
 
 
-def _least_squares(columns: Tensor, right: Tensor) -> Tensor:
-    """Return argmin ‖right − columns γ‖ for every item, shape (items, m); 0 for columns that are 0 or dependent."""
-    scale = torch.linalg.vector_norm(columns, dim=1, keepdim=True)
-    Q, R = torch.linalg.qr(ratio(columns, scale))  # the long axis goes first: an SVD of it takes five times as long
-    U, S, Vh = torch.linalg.svd(R, full_matrices=False)
+def _least_squares(columns: Tensor, right: Tensor, valid: Tensor) -> Tensor:
+    """Return argmin ‖right − columns γ‖ over valid columns of every item, shape (items, m); 0 for those that depend."""
+    Q, R = torch.linalg.qr(columns)  # the long axis goes first: an SVD of it takes five times as long
+    R = torch.where(valid.unsqueeze(1), R, 0.0)
+    scale = torch.linalg.vector_norm(R, dim=1, keepdim=True)
+    U, S, Vh = torch.linalg.svd(ratio(R, scale), full_matrices=False)
     kept = S > 10 * torch.finfo(S.dtype).eps * S[:, :1]
     weights = torch.where(kept, ratio((U.mT @ (Q.mT @ right.unsqueeze(-1))).squeeze(-1), S), 0.0)
     return ratio((Vh.mT @ weights.unsqueeze(-1)).squeeze(-1), scale.squeeze(1))
@@ -143,7 +149,7 @@ class AndersonSolver(LinearSolver):
                 largest = torch.maximum(largest, gain)
                 smallest = torch.where(gain > 0, torch.minimum(smallest, gain), smallest)
         if walk.memory is not None:
-            least = _least_gain(walk.memory.moves.mT, walk.memory.changes.mT)
+            least = _least_gain(*(walk.memory.valid.unsqueeze(1) * kept.mT for kept in walk.memory[:2]))
             smallest = torch.minimum(smallest, least)
         return Run(x, made, largest, torch.where(torch.isfinite(smallest), smallest, 1.0), note)
 

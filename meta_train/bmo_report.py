@@ -139,7 +139,8 @@ Numbers of iterations are such that training takes about the same CPU time, whic
   Id and μ = 0: plain unrolling. Every layer is averaged in its own metric whatever is learned. The step past the layers
   is learned too, and taken up to layer {2 * study["layers"]}, as far as training looks. **From there on nothing is
   learned**: D_num with fixed steps, balanced for each signal, with Anderson's leaps and a safeguard that keeps its
-  residual going down (`l2o/rules/gkm_accelerated.py`, `meta_train/bmo_tail.py`), one evaluation of D_num a layer.
+  residual going down (`l2o/rules/gkm_accelerated.py`, `meta_train/bmo_tail.py`): one evaluation of D_num a layer, in
+  four to six times its time.
 - *GKM with D_net*: the same with a learned nonexpansive network on the multipliers before each of the
   {study["layers"]} layers (`l2o/rules/gkm_network.py`), none after them; μ = 0.
 - *BMO*: UNH's T inside the paper's aggregation, μ = 0.1, s_k = s/(k + 1) with s learned, and ℓ the smoothed objective;

@@ -11,7 +11,8 @@ a cure for each, and this rule takes both, for every item by itself:
     result      T(u_k) of the last u_k that stands: never a leap that has not been looked at
 
 With H fixed a plain step never enlarges ‖T(u) − u‖_H (T is firmly nonexpansive) and a leap that stands shrinks it by c:
-it tends to 0 whatever the leaps do. Each step evaluates T once, and remembering costs about as much as two more.
+it tends to 0 whatever the leaps do. A step evaluates T once, and with m = 5 takes four to six times as long as T alone
+(1,024 signals with 1,024 unknowns each, one thread: 250 ms against 41).
 
 Sources: He, Yang & Wang 2000, J. Optim. Theory Appl. 106(2), §2 (balance by residuals, finitely often); Themelis &
 Patrinos 2019, SuperMann, IEEE Trans. Automat. Control 64(12), condition K0 (the safeguard); O'Donoghue 2021, Operator
@@ -141,14 +142,14 @@ class AcceleratedALM(ModelBasedRule):
         image, (norm, squares) = packing.pack(move.point), _measure(u, move, weights)
         failed = (state.offset != 0).any(1) & ~(norm <= self.config.shrink * state.norm)
         squares, factor = self._balance(squares, state, failed)
-        units = packing.pack(_units(u, weights))
-        state = self._leap(state, torch.stack([here, image - here]) * units, ~failed & (factor == 1))
+        if self.config.memory:
+            state = self._leap(state, here, image, packing.pack(_units(u, weights)), ~failed & (factor == 1))
         thrown = failed.unsqueeze(1)
         point = packing.unpack(torch.where(thrown, packing.pack(result), image))
         return point.x, state._replace(
             second=point.second,
             multiplier=point.multiplier,
-            offset=torch.where(thrown, 0.0, state.offset / units),
+            offset=torch.where(thrown, 0.0, state.offset),
             norm=torch.where(failed, state.norm, norm),
             size=state.size * factor,
             turns=state.turns + (factor != 1),
@@ -167,22 +168,20 @@ class AcceleratedALM(ModelBasedRule):
         factor = torch.where(failed | (state.turns >= self.config.turns), 1.0, factor)
         return mean * torch.stack([1 / factor, factor], 1), factor
 
-    def _leap(self, state: AcceleratedState, now: Tensor, same: Tensor) -> AcceleratedState:
+    def _leap(self, state: AcceleratedState, u: Tensor, image: Tensor, units: Tensor, same: Tensor) -> AcceleratedState:
         """Return the state with this step remembered, and with the next leap where there is something to look back on.
 
         Args:
-            now: u and T(u) − u, in units, shape (2, items, n).
+            u, image, units: u, T(u) and what makes diag H 1, shape (items, n).
             same: whether an item is neither thrown back nor balanced anew in this step, shape (items,).
         """
-        if not self.config.memory:
-            return state
+        now = torch.stack([u, image - u]) * units
         linked = same & state.linked & now.isfinite().all(-1).all(0)
         move, change = torch.where(linked.unsqueeze(1), now - state.last, 0.0)
         memory = state.memory.add(move, change, same)
-        offset = -memory.correction(now[1])
+        offset = -memory.correction(now[1]) / units
         leaps = linked & offset.isfinite().all(1)
-        offset = torch.where(leaps.unsqueeze(1), offset, 0.0)
-        return state._replace(memory=memory, last=now, linked=same, offset=offset)
+        return state._replace(memory=memory, last=now, linked=same, offset=torch.where(leaps.unsqueeze(1), offset, 0.0))
 
 
 def _measure(u: ALMPoint, move: ALMMove, w: ALMWeights) -> tuple[Tensor, Tensor]:

@@ -173,14 +173,20 @@ def test_no_wrong_solution_of_an_ill_conditioned_system_passes(float64, solver):
     assert not report.converged  # 15 digits lost
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_anderson_sees_the_small_values_between_its_moves(float64, seed):
-    """The right side hides half of x below the tolerance; single moves show a condition a hundred times too good."""
-    generator = torch.Generator().manual_seed(seed)
-    Q = torch.linalg.qr(torch.randn(50, 50, generator=generator))[0]
-    A = ((Q * torch.logspace(0, -16, 50)) @ Q.T)[None]
-    x, report = solve_linear(AndersonSolver(memory=40), product(A), product(A)(torch.randn(1, 50, generator=generator)))
-    assert report.residual is not None and report.residual < 1e-10 and not report.converged
+def test_anderson_sees_the_small_values_between_its_moves(float64):
+    """The right side hides half of x below the tolerance; single moves show a condition a hundred times too good.
+
+    The error is estimated, within a factor of ten from one system to the next: most are seen to be above 1 %.
+    """
+    reports = []
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        Q = torch.linalg.qr(torch.randn(50, 50, generator=generator))[0]
+        A = ((Q * torch.logspace(0, -16, 50)) @ Q.T)[None]
+        b = product(A)(torch.randn(1, 50, generator=generator))
+        reports.append(solve_linear(AndersonSolver(memory=40), product(A), b)[1])
+    assert all(report.residual < 1e-10 and report.error > 2e-3 for report in reports)
+    assert sum(not report.converged for report in reports) >= 6
 
 
 @pytest.mark.parametrize("solver", [Neumann(), AndersonSolver(memory=1, max_iterations=20)], ids=repr)
