@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from l2o.rule import ModelBasedRule
 from l2o.rules.d_ladmm import DLADMM, DLADMMConfig
@@ -75,7 +76,8 @@ def run_sparse_coding(checkpoints: Sequence[str], out: Path, command: str) -> No
     test = task.sample(TEST_SIGNALS, torch.Generator().manual_seed(2), torch.float64)
     optimum, gap = reference(task, test.x[:CERTIFIED], test.value[:CERTIFIED])
     entries = sorted(rules + learned, key=lambda entry: entry.name in CONTROLS)
-    curves = [row for entry in entries for row in follow(entry, task, test.x, optimum)]
+    bar = tqdm(entries, desc="followed", unit="rule", disable=None)
+    curves = [row for entry in bar for row in follow(entry, task, test.x, optimum)]
     at = (LAYERS, 2 * LAYERS, 4 * LAYERS, BEYOND)
     write_csv(out / "curves.csv", curves)
     write_csv(out / "summary.csv", summarised([row for row in curves if row["layer"] in at], plans))
@@ -102,7 +104,7 @@ def learned_rules(task: RobustSparseCoding, x: Tensor) -> tuple[list[Learned], l
             rate, tuning_s = tuned_d_ladmm(task, x[:128].float(), plan, RATES, TRIAL)
             plan = replace(plan, lr=rate)
         spent = []
-        for seed in SEEDS:
+        for seed in tqdm(SEEDS, desc=f"trained {name}", unit="seed", disable=None):
             torch.manual_seed(0)
             rule = _untrained(name, task)
             history = train(rule, task, replace(plan, seed=seed))

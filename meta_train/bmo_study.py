@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from l2o.metric import Euclidean
 from meta_train.bilevel import InnerConfig, aggregated_steps, hyper_train
@@ -38,7 +39,7 @@ def run_joint(checkpoints: Sequence[str], out: Path, command: str) -> None:
     environment = describe_environment()
     out.mkdir(parents=True, exist_ok=True)
     problem, summary, curves = AffineBilevel.sample(), [], []
-    for name, (config, weighted) in VARIANTS.items():
+    for name, (config, weighted) in tqdm(VARIANTS.items(), unit="variant", disable=None):
         for steps in INNER_STEPS:
             rows = joint_run(problem, replace(config, steps=steps), weighted)
             summary.append({"method": name, "K": steps} | {k: v for k, v in rows[-1].items() if k != "iteration"})
