@@ -15,7 +15,8 @@ H is a scaling, or a projection that the caller gives. (3) `annealed`: s_k = s (
 beforehand. Both leave u^K at a distance of order s_{K−1} from Fix T, but s_{K−1} = s K^−p now has any power p, and
 Σ s_k ≈ sK/(p + 1) still grows, so that the start is forgotten as e^{−μ m Σ s_k}. Where H is the metric of a quadratic
 ℓ, as H = W in `bilevel_problem.py`, that is all: the descent along Fix T does not see the distance from it. In another
-H it does, and what it has drifted by then stays.
+H it does, and what it has drifted goes slowly. For each K this is another sequence, with s_k → s as K → ∞: the paper's
+theorem does not speak of it.
 """
 
 import math

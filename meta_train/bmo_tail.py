@@ -17,7 +17,9 @@ SIZES = (0.02, 0.013)
 """(d_z, d_e) in units of mean |b|, the same for all rules; chosen on other signals than those of the tests."""
 RATIO = 0.998
 """r: nearly an exact projection onto the constraint."""
-PLAIN = AccelerationConfig(memory=0, turns=0)
+LAST_DIGITS = AccelerationConfig(turns=10)
+"""Leaps and balance."""
+PLAIN = AccelerationConfig(memory=0)
 """u ← T(u) and nothing else."""
 
 
@@ -48,7 +50,7 @@ class Continued(ModelBasedRule):
 
 
 def continued(
-    rule: ModelBasedRule, task: RobustSparseCoding, after: int, config: AccelerationConfig | None = None
+    rule: ModelBasedRule, task: RobustSparseCoding, after: int, config: AccelerationConfig = LAST_DIGITS
 ) -> Continued:
     """Return a rule of the task that goes on from step `after` with `AcceleratedALM`, all in float64."""
     step = LinearizedALM(Spectrum(task.dictionary.to(torch.float64)), *SIZES, RATIO)

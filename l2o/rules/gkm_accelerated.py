@@ -1,18 +1,22 @@
-"""The linearised method of multipliers, run to the last digit: balanced, and accelerated with a safeguard.
+"""The linearised method of multipliers, accelerated with a safeguard and, where told, balanced for each item.
 
 u ← T(u) of `LinearizedALM` converges, but to the last digits slowly, in two ways that linear programs have: λ drifts at
 a constant speed towards a bound while z and e rest, and (z, e, λ) spirals into the solution. Solvers built on ADMM have
-a cure for each, and this rule takes both, for every item by itself:
+a remedy for each, and this rule takes them for every item by itself:
 
     balance     d = s (d_z, d_e) and Q/s. s halves where ‖Δλ‖²_{Q⁻¹} > 10 ‖Δv‖²_{D⁻¹} and doubles where it is < 1/10 of
                 it, running means both; a few times only, so that the metric H stays the same from there on
-    leap        u_{k+1} = T(u_k) − (ΔU + ΔR) γ, Anderson's from the last m differences, in units in which diag H is 1
+    leap        u_{k+1} = T(u_k) − (ΔU + ΔR) γ, Anderson's from the last m differences, in units where diag H is about 1
     safeguard   a leap from u_k stands only if ‖T(u_{k+1}) − u_{k+1}‖_H ≤ c ‖T(u_k) − u_k‖_H; else u_{k+2} = T(u_k)
     result      T(u_k) of the last u_k that stands: never a leap that has not been looked at
 
-With H fixed a plain step never enlarges ‖T(u) − u‖_H (T is firmly nonexpansive) and a leap that stands shrinks it by c:
-it tends to 0 whatever the leaps do. A step evaluates T once, and with m = 5 takes four to six times as long as T alone
-(1,024 signals with 1,024 unknowns each, one thread: 250 ms against 41).
+With H fixed, and where T has a fixed point, a plain step never enlarges ‖T(u) − u‖_H (T is firmly nonexpansive) and a
+leap that stands shrinks it by c: it tends to 0 whatever the leaps do. A step evaluates T once, and with m = 5 takes
+four to six times as long as T alone (1,024 signals with 1,024 unknowns each, one thread: 250 ms against 41).
+
+Balance is off by default. Where d is short, as (.02, .013) in `meta_train/bmo_tail.py`, it makes the drift much
+shorter. With the longer steps that `LinearizedALM` starts with it can use up its turns on noise and end at a worse s
+than 1.
 
 Sources: He, Yang & Wang 2000, J. Optim. Theory Appl. 106(2), §2 (balance by residuals, finitely often); Themelis &
 Patrinos 2019, SuperMann, IEEE Trans. Automat. Control 64(12), condition K0 (the safeguard); O'Donoghue 2021, Operator
@@ -43,8 +47,8 @@ class AccelerationConfig:
 
     memory: int = 5
     """m, differences that a leap looks back on; 0 makes no leaps."""
-    turns: int = 10
-    """How often the s of an item may change; 0 keeps it at 1."""
+    turns: int = 0
+    """How often the s of an item may change: 10 where d is short, see above; 0 keeps it at 1."""
     imbalance: float = 10.0
     """Ratio of the two squares from which s changes, above 1."""
     shrink: float = 0.9999
@@ -79,7 +83,7 @@ class AcceleratedState(NamedTuple):
     squares: Tensor
     """Running means of ‖Δv‖²_{D⁻¹} and ‖Δλ‖²_{Q⁻¹}, shape (items, 2)."""
     memory: Memory
-    """In units of diag H."""
+    """In units of about diag H."""
     last: Tensor
     """The last u and T(u) − u, in these units, shape (2, items, n)."""
     linked: Tensor

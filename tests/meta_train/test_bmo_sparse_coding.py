@@ -155,7 +155,7 @@ def test_the_verdict_follows_the_numbers(small, tmp_path):
     write_sparse_coding_report(tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "BMO is 10.0 to 20.0 × below LADMM at 3 layers; reaches 10 ×" in text
-    assert "BMO at 12 layers: 1.0e-07 to 1.0e-07, at most 1e-06" in text
+    assert "BMO at 12 layers, from 6 on by the end, which is not learned: 1.0e-07 to 1.0e-07, at most 1e-06" in text
     assert "D-LADMM at 12 layers: 1.0e-02 to 1.0e-02, NOT down to" in text
 
 
